@@ -1,0 +1,202 @@
+"""Typed settings of every stage: a YAML recipe, then ``key=value`` on the command line.
+
+An unknown key is an error that names the nearest known one. Defaults are the thesis's where it
+gives them (chapter 9 and appendix H); recipes under ``apps/recipes`` set the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters on the language model's attention and feed-forward projections."""
+
+    r: int = Field(64, ge=1)
+    alpha: int = Field(16, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    #: leaf names of the linear layers; they are matched inside the language model only
+    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class ModelSettings(Settings):
+    #: a directory or a Hub id of an image-text-to-text checkpoint
+    path: str
+    #: a PEFT adapter to merge into the base at load time
+    adapter: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    #: weight bits of the frozen base: 8 or 4 (bitsandbytes NF4); None keeps ``dtype``
+    bits: Literal[4, 8] | None = None
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    trust_remote_code: bool = False
+    device: str = "auto"
+
+
+class DataSettings(Settings):
+    #: one file or several (concatenated), of the project's schema or of a foreign format
+    path: str | list[str]
+    #: name of a foreign format (``align data formats``); None reads the project's own JSONL
+    format: str | None = None
+    #: the image root; paths in the records are relative to it and never leave it
+    images: str | None = None
+    #: captions keyed by image, in LLaVA-RLHF's image_to_caption.json layout, added as facts
+    captions: str | None = None
+    limit: int | None = Field(None, ge=1)
+    #: share of bad records tolerated before the stage stops
+    max_bad: float = Field(0.01, ge=0, le=1)
+    #: stop at the first bad record
+    strict: bool = False
+
+
+class OptimSettings(Settings):
+    lr: float = Field(2e-5, gt=0)
+    #: learning rates of single parts, e.g. {"projector": 1e-3}; a missing part uses ``lr``
+    part_lr: dict[Literal["vision", "projector", "language"], float] = {}
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+class RunSettings(Settings):
+    """What every stage has in common."""
+
+    #: the run directory
+    output: str
+    seed: int = 0
+    resume: bool = False
+    dry_run: bool = False
+    #: torch threads; 0 leaves torch's own choice
+    threads: int = Field(0, ge=0)
+    log_every: int = Field(10, ge=1)
+    #: steps between checkpoints that --resume can start from; 0 saves at the end only
+    save_every: int = Field(50, ge=0)
+    report_to: list[Literal["tensorboard"]] = ["tensorboard"]
+
+
+class SftSettings(RunSettings):
+    model: ModelSettings
+    data: DataSettings
+    eval_data: DataSettings | None = None
+    optim: OptimSettings = OptimSettings()
+    #: parts that learn in full; ignored for the language model when ``lora`` is set
+    train_parts: list[Literal["vision", "projector", "language"]] = ["projector", "language"]
+    lora: LoraSettings | None = None
+    epochs: float = Field(1.0, gt=0)
+    #: overrides ``epochs`` when set
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(16, ge=1)
+    grad_accum: int = Field(1, ge=1)
+    max_length: int | None = Field(None, ge=8)
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+
+
+class RewardSettings(RunSettings):
+    model: ModelSettings
+    data: DataSettings
+    #: held-out pairs: their own file, or this many taken from ``data`` (thesis: 500)
+    eval_data: DataSettings | None = None
+    holdout: int = Field(500, ge=0)
+    optim: OptimSettings = OptimSettings()
+    lora: LoraSettings = LoraSettings()
+    #: fact kinds shown after the response; empty = a plain reward model
+    facts: list[Literal["captions", "rationales", "answer", "objects", "knowledge"]] = []
+    #: at most this many entries of each fact kind (thesis: 5 captions, 3 rationales)
+    max_facts: dict[str, int] = {"captions": 5, "rationales": 3}
+    #: which annotator question trains it; "preferred" = hallucination, then helpfulness
+    target: str = "preferred"
+    #: the evaluation turn; None takes the default wording. ``{facts}`` marks where the facts stand
+    template: str | None = None
+    #: words whose embeddings' difference starts the score head, e.g. ["yes", "no"]; None = zeros
+    head_init: tuple[str, str] | None = None
+    head_init_scale: float = 0.1
+    #: weight of |mean reward| in the loss
+    centre: float = Field(1e-3, ge=0)
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(32, ge=1)
+    grad_accum: int = Field(1, ge=1)
+    #: optimizer steps between held-out evaluations (early stopping keeps the best)
+    eval_every: int = Field(50, ge=1)
+    max_length: int | None = Field(None, ge=8)
+    bf16: bool = False
+
+
+class GenerateSettings(Settings):
+    max_new_tokens: int = Field(896, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    batch_size: int = Field(64, ge=1)
+
+
+class SymbolicSettings(Settings):
+    """Symbolic rewards (thesis, 9.4; SPEC 8). Zero switches a part off."""
+
+    #: multiple choice: added for the right option
+    correct_choice: float = 2.0
+    #: "no"-questions: plus for right, minus for wrong
+    correct_no: float = 1.0
+    #: "yes"-questions, likewise (the reference code gives nothing)
+    correct_yes: float = 0.0
+    #: per length class, times (response tokens / max_new_tokens)
+    length: dict[Literal["general", "detail", "complex"], float] = {
+        "general": -10.0,
+        "detail": -40.0,
+        "complex": 2.5,
+    }
+    #: added when the response has no end token
+    incomplete: float = -8.0
+
+
+class PpoSettings(RunSettings):
+    model: ModelSettings
+    #: run directory (or its ``reward`` folder) of a reward model
+    reward_model: str
+    data: DataSettings
+    optim: OptimSettings = OptimSettings(lr=3e-5, warmup_steps=5)
+    #: learning rate of the value adapter and head; None = ``optim.lr``
+    value_lr: float | None = Field(None, gt=0)
+    lora: LoraSettings = LoraSettings()
+    generate: GenerateSettings = GenerateSettings()
+    symbolic: SymbolicSettings = SymbolicSettings()
+    steps: int = Field(500, ge=1)
+    rollouts: int = Field(512, ge=2)
+    #: passes over each batch of rollouts, and rollouts per gradient step
+    epochs: int = Field(2, ge=1)
+    minibatch: int = Field(256, ge=1)
+    #: rollouts per forward pass inside a gradient step (accumulated exactly); None = minibatch
+    micro_batch: int | None = Field(None, ge=1)
+    kl_coef: float = Field(0.1, ge=0)
+    kl_form: Literal["k1", "k3"] = "k1"
+    #: stop the run when the mean summed KL of a rollout batch exceeds this; 0 = never
+    max_kl: float = Field(0.0, ge=0)
+    gamma: float = Field(1.0, gt=0, le=1)
+    lam: float = Field(1.0, ge=0, le=1)
+    clip: float = Field(0.2, gt=0)
+    value_clip: float = Field(0.2, gt=0)
+    value_coef: float = Field(0.1, ge=0)
+    #: multiplies the reward model's score before symbolic rewards and KL
+    reward_scale: float = Field(1.0, gt=0)
+    whiten_advantages: bool = True
+    #: keep the adapter of every n-th step for later choice; 0 keeps the last only
+    keep_every: int = Field(0, ge=0)
+    #: rollouts of each step written to rollouts.jsonl
+    dump_rollouts: int = Field(8, ge=0)
+
+
+class EvalSettings(RunSettings):
+    model: ModelSettings
+    #: benchmark name -> file, e.g. {"pope": "pope/random.jsonl"}
+    benchmarks: dict[str, str]
+    images: str | None = None
+    generate: GenerateSettings = GenerateSettings(max_new_tokens=128, temperature=0.0)
+    limit: int | None = Field(None, ge=1)
+    bootstrap: int = Field(1000, ge=100)
