@@ -10,6 +10,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from align.recipe import ConfigError as ConfigError
+from align.recipe import load_recipe as load_recipe
+from align.recipe import resolve as resolve
+
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
