@@ -1,0 +1,26 @@
+"""What every test shares. Folders add their own fixtures in a conftest of their own."""
+
+from __future__ import annotations
+
+import os
+
+# Read once, when torch and huggingface_hub are imported: so before any test module is.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real third-party files beside the checkout; tests that need it skip where it is absent."""
+    path = REPOSITORY.parent / "shared"
+    if not (path / "data").is_dir():
+        pytest.skip("no third-party data beside the checkout")
+    return path
