@@ -1,0 +1,228 @@
+"""What every foreign format is made of: a reader of rows, a writer of rows, and the words to describe both."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from data.jsonl import DataError, Pairs, Row, explain, keep, read_rows, write_json, write_rows
+from data.schema import AnyRecord, Image
+
+M = TypeVar("M", bound=BaseModel)
+
+#: the marker of the picture in LLaVA-like texts; in our records the picture is not named in the text
+MARKER = "<image>"
+
+
+@dataclass(frozen=True)
+class Format:
+    """A foreign layout. ``pairs`` reads a file as records or errors; ``row`` is the way back, where there is one."""
+
+    name: str
+    #: what one record of it becomes: a kind of ``data.schema``, or "pope" / "mmhal" for benchmark items
+    kind: str
+    doc: str
+    pairs: Callable[[str | Path], Pairs[Any]]
+    row: Callable[[Any], dict[str, Any]] | None = None
+    #: layouts of one project, of which the wanted record kind chooses one
+    family: str = ""
+    #: keys that every row has; they tell the formats apart
+    needs: frozenset[str] = frozenset()
+    #: top-level keys that reading carries over; others are reported by ``align data convert``
+    keys: frozenset[str] = frozenset()
+    #: fields of our record that writing carries over; others are reported likewise
+    holds: frozenset[str] = frozenset()
+    #: one object a line (else one JSON array); a target named .jsonl gets lines in any case
+    lines: bool = False
+
+    def read(
+        self,
+        path: str | Path,
+        *,
+        limit: int | None = None,
+        strict: bool = False,
+        max_bad: float = 0.01,
+        rejects: str | Path | None = None,
+    ) -> list[Any]:
+        """All records of a file; bad ones are dealt with as ``data.jsonl.keep`` says."""
+        pairs = unique_ids(self.pairs(path))
+        return list(keep(pairs, limit=limit, strict=strict, max_bad=max_bad, rejects=rejects))
+
+    def write(self, path: str | Path, records: Iterable[Any]) -> int:
+        """Write records in this layout, atomically; returns how many. DataError where it cannot hold one."""
+        rows = []
+        for index, (record, name) in enumerate(original_ids(records)):
+            try:
+                rows.append(self.to_row(record, name))
+            except DataError as error:
+                raise Row(str(path), index=index).locate(error) from None
+        return self.write_rows(path, rows)
+
+    def to_row(self, record: Any, name: str | None = None) -> dict[str, Any]:
+        """One record as a row; ``name`` replaces its id. DataError (without a place) where it cannot be."""
+        if self.row is None:
+            raise DataError(f"format {self.name!r} can only be read", mend="choose another target format")
+        row = self.row(record)
+        if name is not None and "id" in row:
+            row["id"] = name
+        return row
+
+    def write_rows(self, path: str | Path, rows: list[dict[str, Any]]) -> int:
+        """Write finished rows in this format's file layout, atomically; returns how many."""
+        if self.lines or Path(path).suffix == ".jsonl":
+            return write_rows(path, rows)
+        write_json(path, rows)
+        return len(rows)
+
+
+def by_row(parse: Callable[[Row, dict[str, Any]], Any]) -> Callable[[str | Path], Pairs[Any]]:
+    """A file reader from a function that understands one row (and raises DataError, without a place)."""
+
+    def pairs(path: str | Path) -> Pairs[Any]:
+        for row, value in read_rows(path):
+            if isinstance(value, DataError):
+                yield row, value
+                continue
+            try:
+                yield row, parse(row, value)
+            except DataError as error:
+                yield row, row.locate(error)
+
+    return pairs
+
+
+def unique_ids(pairs: Pairs[Any]) -> Pairs[Any]:
+    """Number repeated ids ("x", "x#2", "x#3"): foreign files often use the image's name as id.
+
+    Items without a textual ``id`` (benchmark items) pass unchanged.
+    """
+    count: Counter[str] = Counter()
+    taken: set[str] = set()
+    for row, got in pairs:
+        name = None if isinstance(got, DataError) else getattr(got, "id", None)
+        if not isinstance(name, str):
+            yield row, got
+            continue
+        count[name] += 1
+        unique = name if count[name] == 1 else f"{name}#{count[name]}"
+        while unique in taken:
+            count[name] += 1
+            unique = f"{name}#{count[name]}"
+        taken.add(unique)
+        yield row, got if unique == name else got.model_copy(update={"id": unique})
+
+
+def original_ids(records: Iterable[Any]) -> Iterator[tuple[Any, str | None]]:
+    """Each record with the id it had before ``unique_ids``: "x#2" is "x" again where "x" came before."""
+    count: Counter[str] = Counter()
+    for record in records:
+        name = getattr(record, "id", None)
+        if not isinstance(name, str):
+            yield record, None
+            continue
+        match = re.fullmatch(r"(.*)#([0-9]+)", name, re.DOTALL)
+        if match and count[match[1]] >= 1 and int(match[2]) == count[match[1]] + 1:
+            count[match[1]] += 1
+            yield record, match[1]
+            continue
+        count[name] += 1
+        yield record, name
+
+
+def need(row: dict[str, Any], key: str, kind: type[Any] | tuple[type[Any], ...], where: str = "") -> Any:
+    """The value of a key, which must be there and be of a JSON type; else DataError naming the key."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    words = " or ".join(_JSON_NAMES[k] for k in kinds)
+    full = f"{where}.{key}" if where else key
+    if key not in row:
+        raise DataError("the key is missing", key=full, mend=f"add it ({words})")
+    value = row[key]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise DataError(f"{_name(value)}, where {words} is needed", key=full, mend="correct the value")
+    return value
+
+
+_JSON_NAMES: dict[type[Any], str] = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _name(value: Any) -> str:
+    return "null" if value is None else _JSON_NAMES[type(value)]
+
+
+def build(model: type[M], **values: Any) -> M:
+    """Make a record; a broken rule of the schema becomes a DataError."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise explain(error, model) from None
+
+
+def row_id(row: Row, value: dict[str, Any]) -> str:
+    """The row's own id as text, or its position in the file where it has none."""
+    if value.get("id") is None:
+        return f"{Path(row.file).stem}-{row.number}"
+    return str(need(value, "id", (str, int)))
+
+
+def named_image(name: str, key: str = "image") -> Image:
+    """The image that a row names: a URL, or a path inside the image root. The name is its id too."""
+    if name.startswith(("http://", "https://")):
+        return build(Image, id=name, url=name)
+    inside(name, key)
+    return build(Image, id=name, path=name)
+
+
+def inside(name: str, key: str) -> None:
+    """Refuse a path that cannot lie in an image root, whatever the root is."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    depth = 0
+    for part in path.parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0:
+            break
+    if not name or path.is_absolute() or depth < 1 or re.match(r"[A-Za-z]:", name) or "\0" in name:
+        rule = f"{name!r} is no path inside an image root"
+        raise DataError(rule, key=key, mend="give a path relative to the folder of images, without leaving it")
+
+
+def image_name(image: Image) -> str:
+    """The name under which a JSON row can refer to the image; DataError for an image held as bytes."""
+    name = image.path or image.url
+    if name is None:
+        mend = "write the image to a file and give its path"
+        raise DataError("this format cannot hold an image as bytes", key="image.data", mend=mend)
+    return name
+
+
+def pair_of(record: Any, what: str) -> int:
+    """Index (0 or 1) of the better of exactly two responses; DataError for a tie or for more responses."""
+    if len(record.responses) != 2:
+        rule = f"{len(record.responses)} responses, and {what} holds exactly two"
+        raise DataError(rule, key="responses", mend="split the record into pairs")
+    if record.preferred is None:
+        rule = f"a tie, which {what} cannot hold"
+        raise DataError(rule, key="choices", mend="leave ties out of the target")
+    return record.preferred
+
+
+def records_only(fmt: Format, records: Iterable[Any]) -> Iterator[AnyRecord]:
+    """The records themselves, checked to be of the format's kind. Raises DataError otherwise."""
+    for index, record in enumerate(records):
+        kind = getattr(record, "kind", fmt.kind)
+        if kind != fmt.kind:
+            rule = f"a record of kind {kind!r}, and format {fmt.name!r} holds {fmt.kind!r}"
+            raise DataError(rule, index=index, mend="choose a format for that kind (align data formats)")
+        yield record

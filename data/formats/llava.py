@@ -1,0 +1,118 @@
+"""LLaVA-Instruct JSON <-> Example.
+
+A list of ``{"id", "image", "conversations": [{"from": "human" | "gpt" | "system", "value"}, ...]}``; the
+picture's place is the marker ``<image>`` in the first human turn, on a line of its own before or after
+the text. Our text does not hold the marker; writing puts it first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from data.formats.base import MARKER, Format, build, by_row, image_name, named_image, need, row_id
+from data.jsonl import DataError, Row
+from data.schema import Example, Image, Message
+
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_NAMES = {"user": "human", "assistant": "gpt", "system": "system"}
+
+
+def parse_image(value: dict[str, Any]) -> Image | None:
+    """The row's picture, if it names one. A list of one name is taken too."""
+    name = value.get("image")
+    if name is None:
+        return None
+    if isinstance(name, list):
+        if len(name) != 1 or not isinstance(name[0], str):
+            rule = f"{len(name)} images, and a record holds one"
+            raise DataError(rule, key="image", mend="split the record, or give one image name")
+        name = name[0]
+    return named_image(need({"image": name}, "image", str))
+
+
+def parse_turns(value: dict[str, Any], *, has_image: bool) -> list[Message]:
+    """``conversations`` as messages, without the picture's marker. Raises DataError naming the turn."""
+    turns = need(value, "conversations", list)
+    if len(turns) == 1 and isinstance(turns[0], list):
+        turns = turns[0]  # one conversation wrapped into a list of its own, as some files have it
+    messages: list[Message] = []
+    for i, turn in enumerate(turns):
+        where = f"conversations.{i}"
+        if not isinstance(turn, dict):
+            raise DataError("a turn is not an object", key=where, mend='give {"from": ..., "value": ...}')
+        speaker = need(turn, "from", str, where)
+        if speaker not in _ROLES:
+            raise DataError(f"unknown speaker {speaker!r}", key=f"{where}.from", mend="use human, gpt or system")
+        text = need(turn, "value", str, where)
+        first = _ROLES[speaker] == "user" and all(m.role != "user" for m in messages)
+        if first and MARKER in text:
+            text = _without_marker(text, where, has_image)
+        if MARKER in text:
+            rule = f"{MARKER} stands elsewhere than once in the first human turn"
+            raise DataError(rule, key=f"{where}.value", mend="one picture a record, shown in the first human turn")
+        messages.append(build(Message, role=_ROLES[speaker], content=text))
+    return messages
+
+
+def _without_marker(text: str, where: str, has_image: bool) -> str:
+    if not has_image:
+        rule = f"the text has {MARKER}, but the record names no image"
+        raise DataError(rule, key=f"{where}.value", mend="add the key image, or drop the marker")
+    # only the marker's own line break goes with it, so that the text itself comes back exactly
+    for edge in (MARKER + "\n", MARKER):
+        if text.startswith(edge):
+            return text.removeprefix(edge)
+    for edge in ("\n" + MARKER, MARKER):
+        if text.endswith(edge):
+            return text.removesuffix(edge)
+    return text.replace(MARKER, "", 1)
+
+
+def turns_to_json(messages: list[Message], image: Image | None) -> list[dict[str, str]]:
+    """Messages as ``conversations``, the marker first in the first human turn when there is a picture."""
+    turns, marked = [], image is None
+    for i, message in enumerate(messages):
+        if MARKER in message.content:
+            rule = f"the text holds {MARKER}, which this format reads as a picture"
+            raise DataError(rule, key=f"messages.{i}.content", mend="reword the text")
+        text = message.content
+        if message.role == "user" and not marked:
+            text, marked = f"{MARKER}\n{text}", True
+        turns.append({"from": _NAMES[message.role], "value": text})
+    return turns
+
+
+def _example(row: Row, value: dict[str, Any]) -> Example:
+    image = parse_image(value)
+    messages = parse_turns(value, has_image=image is not None)
+    return build(Example, id=row_id(row, value), image=image, messages=messages)
+
+
+def _row(record: Example) -> dict[str, Any]:
+    image = {"image": image_name(record.image)} if record.image is not None else {}
+    return {"id": record.id, **image, "conversations": turns_to_json(record.messages, record.image)}
+
+
+LLAVA = Format(
+    name="llava",
+    kind="example",
+    doc="LLaVA-Instruct JSON: id, image, conversations of from/value with <image>",
+    pairs=by_row(_example),
+    row=_row,
+    family="llava",
+    needs=frozenset({"conversations"}),
+    keys=frozenset({"id", "image", "conversations"}),
+    holds=frozenset({"kind", "id", "image", "messages"}),
+)
+
+
+def read(path: str | Path, **policy: Any) -> list[Example]:
+    """All examples of a LLaVA-Instruct file; ``policy`` as in ``Format.read``."""
+    return LLAVA.read(path, **policy)
+
+
+def write(path: str | Path, records: Iterable[Example]) -> int:
+    """Write examples as LLaVA-Instruct JSON; returns how many."""
+    return LLAVA.write(path, records)

@@ -1,0 +1,173 @@
+"""Open images safely and bring them into one shape. No path leaves the image root; nothing here needs torch."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import urllib.request
+import zlib
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+from PIL import Image as Pil
+from PIL import ImageOps
+
+from data.jsonl import DataError
+from data.schema import Image
+
+#: larger images are refused before decoding (Pillow's own warning level)
+MAX_PIXELS = 89_478_485
+#: larger downloads are refused
+MAX_BYTES = 64 * 2**20
+
+# what Pillow's decoders raise on damaged files
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+
+def image_path(image: Image, root: str | Path | None) -> Path:
+    """The file of an image given by ``path``, which must stay inside ``root`` (links followed).
+
+    Raises DataError when there is no root, the path is absolute or leaves the root, or no file is there.
+    """
+    path = image.path
+    if path is None:
+        raise DataError("the image has no path", key="image", mend="give a file relative to the image root")
+    if root is None:
+        raise DataError(
+            f"{path!r} is relative to an image root, and none was given",
+            key="image.path",
+            mend="give the image root (images=DIR, or --images DIR)",
+        )
+    base = Path(root).resolve()
+    outside = DataError(
+        f"{path!r} leaves the image root {base}",
+        key="image.path",
+        mend="use a path below the root, or give the folder that holds the real file as root",
+    )
+    if not path or "\0" in path or PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive:
+        raise outside
+    full = (base / path).resolve()
+    if not full.is_relative_to(base):
+        raise outside
+    try:
+        found = full.is_file()
+    except OSError:  # a name longer than the file system allows
+        found = False
+    if not found:
+        raise DataError(f"no file {path!r} in {base}", key="image.path", mend="check the name and the image root")
+    return full
+
+
+def image_bytes(image: Image, root: str | Path | None, *, allow_urls: bool = False) -> bytes:
+    """The encoded bytes of an image, from wherever it is. Raises DataError when they cannot be had."""
+    if image.data is not None:
+        data = image.data
+    elif image.url is not None:
+        data = _download(image.url, allow_urls)
+    else:
+        path = image_path(image, root)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            rule = f"{image.path!r} cannot be read ({error.strerror})"
+            raise DataError(rule, key="image.path", mend="check the file's permissions") from error
+    if not data:
+        raise DataError(f"image {image.id!r} is empty (0 bytes)", key="image", mend="fetch the file again")
+    return data
+
+
+def _download(url: str, allowed: bool) -> bytes:
+    if not allowed:
+        mend = "download it and give a path, or allow URLs"
+        raise DataError(f"{url!r} is a URL, and URLs are not allowed here", key="image.url", mend=mend)
+    if not url.startswith(("http://", "https://")):
+        raise DataError(f"{url!r} is not an http(s) address", key="image.url", mend="use http(s) or a path")
+    try:
+        with urllib.request.urlopen(url, timeout=30) as reply:
+            data = reply.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        rule = f"{url!r} cannot be fetched ({error})"
+        raise DataError(rule, key="image.url", mend="check the address or give a path") from error
+    if len(data) > MAX_BYTES:
+        rule = f"{url!r} holds more than {MAX_BYTES} bytes"
+        raise DataError(rule, key="image.url", mend="download and shrink it")
+    return data
+
+
+def open_image(
+    image: Image,
+    root: str | Path | None,
+    *,
+    allow_urls: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> Pil.Image:
+    """Decode an image: RGB, turned as its EXIF says, transparency over white, first frame.
+
+    Raises DataError for a missing, outside, empty, truncated, unreadable or oversized image.
+    """
+    data = image_bytes(image, root, allow_urls=allow_urls)
+    name = image.path or image.url or image.id
+    try:
+        picture = Pil.open(io.BytesIO(data))
+        width, height = picture.size
+        if width < 1 or height < 1:
+            raise DataError(f"{name!r} has no area ({width}x{height})", key="image", mend="replace the image")
+        if width * height > max_pixels:
+            rule = f"{name!r} is {width}x{height}, more than {max_pixels} pixels"
+            raise DataError(rule, key="image", mend="shrink the image")
+        picture.load()
+    except DataError:
+        raise
+    except Pil.DecompressionBombError as error:
+        raise DataError(f"{name!r} is too large ({error})", key="image", mend="shrink the image") from error
+    except _DECODE_ERRORS as error:
+        rule = f"{name!r} cannot be decoded ({error})"
+        raise DataError(rule, key="image", mend="replace the file; it is damaged or no image") from error
+    return _to_rgb(_upright(picture))
+
+
+def _upright(picture: Pil.Image) -> Pil.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except _DECODE_ERRORS:
+        return picture  # a damaged EXIF block says nothing about the pixels
+
+
+def _to_rgb(picture: Pil.Image) -> Pil.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture, dtype=np.float64)
+        # sixteen bits to eight; Pillow would clip everything above 255 to white
+        scale = 257.0 if picture.mode.startswith("I;16") or values.max(initial=0) > 255 else 1.0
+        return Pil.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        return Pil.alpha_composite(Pil.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB")
+    return picture.convert("RGB")
+
+
+def image_hash(image: Image, root: str | Path | None) -> str:
+    """SHA-256 (hexadecimal) of the encoded bytes: equal for equal files, whatever their names."""
+    return hashlib.sha256(image_bytes(image, root)).hexdigest()
+
+
+def pad_square(img: Pil.Image, fill: tuple[int, int, int]) -> Pil.Image:
+    """The image in the middle of a square of its longer side; ``fill`` is RGB in 0..255."""
+    width, height = img.size
+    side = max(width, height)
+    if width == height:
+        return img
+    square = Pil.new(img.mode, (side, side), fill)
+    square.paste(img, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def downscale(img: Pil.Image, side: int) -> Pil.Image:
+    """The image shrunk so that its longer side is at most ``side`` pixels; never enlarged, never below 1."""
+    if side < 1:
+        raise ValueError(f"side is {side}; it must be at least 1 pixel")
+    longest = max(img.size)
+    if longest <= side:
+        return img
+    width, height = (max(1, round(length * side / longest)) for length in img.size)
+    return img.resize((width, height), Pil.Resampling.LANCZOS)

@@ -1,0 +1,390 @@
+"""Read and write records and JSON files: every bad record is named by file and line, never lost silently.
+
+Reading is a pipeline of ``(Row, record or DataError)`` pairs; ``keep`` is the one place that decides
+what happens to the bad ones (stop at the first, or stop when they are too many, or put them aside).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from data.schema import RECORDS, AnyRecord, Facts, Preference, Verdict
+
+T = TypeVar("T")
+
+
+class DataError(ValueError):
+    """Data that breaks a rule. Reads as ``file:line: key: rule; mend``.
+
+    ``index`` (0-based) stands in for ``line`` where the file is one JSON array.
+    """
+
+    def __init__(
+        self,
+        rule: str,
+        *,
+        mend: str = "",
+        key: str | None = None,
+        file: str | None = None,
+        line: int | None = None,
+        index: int | None = None,
+    ) -> None:
+        self.rule, self.mend, self.key = rule, mend, key
+        self.file, self.line, self.index = file, line, index
+        super().__init__(rule)
+
+    def __str__(self) -> str:
+        where = self.file or ""
+        if self.line is not None:
+            where += f":{self.line}"
+        elif self.index is not None:
+            where += f"[{self.index}]"
+        text = f"{self.rule}; {self.mend}" if self.mend else self.rule
+        return ": ".join(part for part in (where, self.key, text) if part)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record as it stands in its file: where it is, and what it held before it was understood."""
+
+    file: str
+    line: int | None = None
+    index: int | None = None
+    #: the parsed JSON value, or the text of a line that is not JSON
+    raw: Any = field(default=None, repr=False)
+
+    @property
+    def number(self) -> int:
+        """0-based position in the file, for rows that bring no id of their own."""
+        return self.index if self.index is not None else (self.line or 1) - 1
+
+    def locate(self, error: DataError) -> DataError:
+        """The same error, with this row's place."""
+        error.file, error.line, error.index = self.file, self.line, self.index
+        return error
+
+
+Pairs = Iterator[tuple[Row, T | DataError]]
+
+
+def explain(error: ValidationError, model: type[BaseModel] | None = None) -> DataError:
+    """Turn pydantic's report into one DataError that names the first bad key (no place yet)."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    key = ".".join(str(part) for part in first["loc"]) or None
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    if first["type"] == "missing":
+        return DataError("the key is missing" + more, key=key, mend="add it")
+    if first["type"] == "extra_forbidden":
+        known = list(model.model_fields) if model and len(first["loc"]) == 1 else []
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "remove it or correct its spelling"
+        return DataError("unknown key" + more, key=key, mend=hint)
+    if first["type"] == "value_error":
+        return DataError(str(first["ctx"]["error"]) + more, key=key, mend="correct the record")
+    value = repr(first["input"])
+    value = value if len(value) <= 60 else value[:57] + "..."
+    rule = first["msg"][0].lower() + first["msg"][1:]
+    return DataError(f"{rule}, not {value}{more}", key=key, mend="correct the value")
+
+
+def _open(path: str | Path) -> IO[bytes]:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise DataError("no such file", file=str(path), mend="check the path") from None
+    except OSError as error:
+        rule = f"cannot be read ({error.strerror})"
+        raise DataError(rule, file=str(path), mend="give a readable file") from error
+
+
+def _lines(path: str | Path) -> Iterator[tuple[Row, str | DataError]]:
+    """Non-blank lines as text. Only a newline byte ends a line; a byte order mark is dropped."""
+    with _open(path) as file:
+        for number, data in enumerate(file, start=1):
+            if number == 1:
+                data = data.removeprefix(b"\xef\xbb\xbf")
+            try:
+                text = data.decode("utf-8").strip()
+            except UnicodeDecodeError as error:
+                row = Row(str(path), line=number, raw=data.decode("utf-8", "replace"))
+                rule = f"not UTF-8 (byte {error.start} of the line)"
+                yield row, row.locate(DataError(rule, mend="save the file as UTF-8"))
+                continue
+            if text:
+                yield Row(str(path), line=number, raw=text), text
+
+
+def _parse_line(row: Row, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        rule = f"not valid JSON ({error.msg}, column {error.colno})"
+        raise row.locate(DataError(rule, mend="put one whole JSON object on each line")) from None
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file. Raises DataError with the line where it is not UTF-8 or not JSON."""
+    with _open(path) as file:
+        data = file.read()
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        rule = f"not UTF-8 (byte {error.start})"
+        raise DataError(rule, file=str(path), mend="save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        rule = f"not valid JSON ({error.msg}, column {error.colno})"
+        raise DataError(rule, file=str(path), line=error.lineno, mend="correct the JSON") from None
+
+
+def read_rows(path: str | Path) -> Pairs[dict[str, Any]]:
+    """The JSON objects of a file that is a JSON array or has one object a line (told by its first byte)."""
+    with _open(path) as file:
+        head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head.startswith(b"["):
+        found = ((Row(str(path), index=i, raw=v), v) for i, v in enumerate(read_json(path)))
+    else:
+        found = _json_lines(path)
+    for row, value in found:
+        if isinstance(value, DataError | dict):
+            yield row, value
+        else:
+            rule = f"the record is a {type(value).__name__}, not a JSON object"
+            yield row, row.locate(DataError(rule, mend="give an object with named keys"))
+
+
+def _json_lines(path: str | Path) -> Iterator[tuple[Row, Any]]:
+    for row, text in _lines(path):
+        if isinstance(text, DataError):
+            yield row, text
+            continue
+        try:
+            value = _parse_line(row, text)
+        except DataError as error:
+            yield row, error
+        else:
+            yield Row(row.file, line=row.line, raw=value), value
+
+
+def keep(
+    pairs: Iterable[tuple[Row, T | DataError]],
+    *,
+    limit: int | None = None,
+    strict: bool = False,
+    max_bad: float = 0.01,
+    rejects: str | Path | None = None,
+) -> Iterator[T]:
+    """Yield the good records of a reading pipeline and deal with the bad ones.
+
+    ``strict`` raises the first bad record's error. Otherwise bad records are counted, and once the
+    input (or ``limit`` good records) is through, more than the share ``max_bad`` of them raises a
+    DataError that quotes the first few. ``rejects`` gets one JSON line a bad record: its place, the
+    reason, and the original. It is written in every case, empty when all is well.
+    """
+    good, bad = 0, []
+    try:
+        for row, got in pairs:
+            if isinstance(got, DataError):
+                bad.append((row, got))
+                if strict:
+                    raise got
+                continue
+            good += 1
+            yield got
+            if good == limit:
+                break
+    finally:
+        if rejects is not None:
+            write_text(rejects, "".join(json.dumps(_reject(*b), ensure_ascii=False) + "\n" for b in bad))
+    if len(bad) > max_bad * (good + len(bad)):
+        quoted = "".join(f"\n  {error}" for _, error in bad[:3])
+        rule = f"{len(bad)} of {good + len(bad)} records are bad, more than {max_bad:.3g} of them"
+        seen = f"see {rejects}" if rejects is not None else "write them out with a rejects file"
+        raise DataError(rule, file=bad[0][0].file, mend=f"mend them ({seen}) or raise max_bad. First:{quoted}")
+
+
+def _reject(row: Row, error: DataError) -> dict[str, Any]:
+    place = {"file": row.file, "line": row.line, "index": row.index}
+    reason = {"key": error.key, "rule": error.rule, "mend": error.mend}
+    return {k: v for k, v in (place | reason).items() if v is not None} | {"record": row.raw}
+
+
+def _parse_record(row: Row, text: str) -> AnyRecord:
+    value = _parse_line(row, text)
+    if not isinstance(value, dict):
+        raise row.locate(DataError("the line is not a JSON object", mend="give an object with named keys"))
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in RECORDS:
+        rule = "the key is missing" if kind is None else f"unknown kind {kind!r}"
+        mend = f"use one of {', '.join(RECORDS)}, or convert the file (align data convert)"
+        raise row.locate(DataError(rule, key="kind", mend=mend))
+    try:
+        return RECORDS[kind].model_validate_json(text)
+    except ValidationError as error:
+        raise row.locate(explain(error, RECORDS[kind])) from None
+
+
+def identity(record: AnyRecord) -> tuple[str, ...] | None:
+    """What must be unique in a file: the id; per annotator for preferences; None for verdicts, which repeat."""
+    if isinstance(record, Verdict):
+        return None
+    if isinstance(record, Preference):
+        return record.kind, record.id, record.annotator or ""
+    return record.kind, record.id
+
+
+def record_pairs(path: str | Path) -> Pairs[AnyRecord]:
+    """Every line of a schema file as a record or as the reason why it is none (duplicate ids across ``path``)."""
+    for row, text in _lines(path):
+        try:
+            if isinstance(text, DataError):
+                raise text
+            yield Row(row.file, line=row.line, raw=text), _parse_record(row, text)
+        except DataError as error:
+            with suppress(ValueError):
+                row = Row(row.file, line=row.line, raw=json.loads(row.raw))
+            yield row, error
+
+
+def no_duplicates(pairs: Pairs[AnyRecord]) -> Pairs[AnyRecord]:
+    """Turn every record whose identity was seen before into an error that names the first place."""
+    seen: dict[tuple[str, ...], Row] = {}
+    for row, got in pairs:
+        name = None if isinstance(got, DataError) else identity(got)
+        if name is not None and name in seen:
+            first = seen[name]
+            rule = f"duplicate id {name[1]!r} (first in {first.file}:{first.line})"
+            yield row, row.locate(DataError(rule, key="id", mend="give each record its own id"))
+            continue
+        if name is not None:
+            seen[name] = Row(row.file, line=row.line, index=row.index)
+        yield row, got
+
+
+def iter_records(
+    path: str | Path,
+    kind: str | None = None,
+    *,
+    limit: int | None = None,
+    strict: bool = False,
+    max_bad: float = 0.01,
+    rejects: str | Path | None = None,
+) -> Iterator[AnyRecord]:
+    """Stream the records of a schema JSONL file; ``kind`` passes over the other kinds.
+
+    Raises DataError as ``keep`` says; duplicate ids are bad records.
+    """
+    if kind is not None and kind not in RECORDS:
+        raise DataError(f"unknown kind {kind!r}", file=str(path), mend=f"use one of {', '.join(RECORDS)}")
+    pairs = no_duplicates(record_pairs(path))
+    if kind is not None:
+        pairs = ((row, got) for row, got in pairs if isinstance(got, DataError) or got.kind == kind)
+    yield from keep(pairs, limit=limit, strict=strict, max_bad=max_bad, rejects=rejects)
+
+
+def read_records(
+    path: str | Path,
+    kind: str | None = None,
+    *,
+    limit: int | None = None,
+    strict: bool = False,
+    max_bad: float = 0.01,
+    rejects: str | Path | None = None,
+) -> list[AnyRecord]:
+    """All records of a schema JSONL file, in order; see ``iter_records``."""
+    found = iter_records(path, kind, limit=limit, strict=strict, max_bad=max_bad, rejects=rejects)
+    return list(found)
+
+
+def dump(record: AnyRecord) -> dict[str, Any]:
+    """The record as JSON values: ``kind`` first, then the schema's order, without defaults."""
+    row = record.model_dump(mode="json", exclude_defaults=True)
+    facts = getattr(record, "facts", None)
+    if isinstance(facts, Facts):
+        row["facts"] = {k: v for k, v in facts.model_dump(mode="json").items() if v}
+    # default factories are not "defaults" to pydantic, so empty containers are dropped here
+    for name in ("facts", "meta"):
+        if name in row and not row[name]:
+            del row[name]
+    order = [name for name in type(record).model_fields if name in row and name != "kind"]
+    return {"kind": record.kind} | {name: row[name] for name in order}
+
+
+def write_records(path: str | Path, records: Iterable[AnyRecord]) -> int:
+    """Write one record a line, atomically; returns how many. Raises DataError on a duplicate id."""
+    seen: set[tuple[str, ...]] = set()
+
+    def lines() -> Iterator[str]:
+        for index, record in enumerate(records):
+            name = identity(record)
+            if name is not None and name in seen:
+                rule = f"duplicate id {name[1]!r}"
+                raise DataError(rule, file=str(path), index=index, key="id", mend="make ids unique")
+            if name is not None:
+                seen.add(name)
+            yield _to_json(dump(record), path, index)
+
+    return write_lines(path, lines())
+
+
+def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write JSON objects one a line, atomically; returns how many."""
+    return write_lines(path, (_to_json(row, path, i) for i, row in enumerate(rows)))
+
+
+def _to_json(value: Any, path: str | Path, index: int | None = None, indent: int | None = None) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    except ValueError as error:
+        mend = "replace it by a number or null"
+        raise DataError(f"cannot be JSON ({error})", file=str(path), index=index, mend=mend) from None
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> int:
+    """Write text lines, atomically; returns how many."""
+    count = 0
+
+    def fill(file: IO[str]) -> None:
+        nonlocal count
+        for line in lines:
+            file.write(line + "\n")
+            count += 1
+
+    _atomic(Path(path), fill)
+    return count
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """Write one JSON value, indented, atomically."""
+    write_text(path, _to_json(obj, path, indent=2) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file, atomically."""
+    _atomic(Path(path), lambda file: file.write(text))
+
+
+def _atomic(path: Path, fill: Callable[[IO[str]], object]) -> None:
+    """Fill a new file beside ``path``, then move it there: readers see the old or the new, never a part."""
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a plain open (not tempfile's 0600) so that the file gets the permissions the user's umask gives
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "x", encoding="utf-8", newline="\n") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
