@@ -1,0 +1,465 @@
+"""Build, load, save and run a large multimodal model, bare or wrapped with PEFT adapters.
+
+A LLaVA model (transformers' own class, any vision tower) takes a fast path: image features are computed
+once and scattered into the token embeddings. Any other image-text-to-text model gets all processor outputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from align.config import LoraSettings, ModelSettings
+from align.models.vision import OPENAI_MEAN, OPENAI_STD
+
+Batch = dict[str, Any]
+
+#: LLaVA-1.5's layout with an end token after each answer; the generation prompt ends without a space,
+#: so that it is a token prefix of the whole conversation.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- set parts = [message['content']] if message['content'] is string else message['content'] -%}
+{%- if message['role'] == 'user' -%}{{ 'USER: ' }}
+{%- elif message['role'] == 'assistant' -%}{{ 'ASSISTANT: ' }}{%- endif -%}
+{%- for part in parts -%}
+{%- if part is not string and part['type'] == 'image' -%}{{ '<image>\n' }}{%- endif -%}
+{%- endfor -%}
+{%- for part in parts -%}
+{%- if part is string -%}{{ part }}
+{%- elif part['type'] == 'text' -%}{{ part['text'] }}{%- endif -%}
+{%- endfor -%}
+{{ eos_token if message['role'] == 'assistant' else ' ' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"""
+
+
+class ModelError(ValueError):
+    """A checkpoint or a model that a stage cannot use; the text says what is wrong and how to mend it."""
+
+
+@dataclass
+class Lmm:
+    """A model with its processor; ``path`` is where it came from (None for one built in memory)."""
+
+    model: Any
+    processor: Any
+    path: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return unwrap(self.model).dtype
+
+    @property
+    def tokenizer(self) -> Any:
+        return getattr(self.processor, "tokenizer", self.processor)
+
+
+def build_llava(
+    vision: PretrainedConfig | PreTrainedModel,
+    text_config: PretrainedConfig,
+    tokenizer: Any,
+    *,
+    image_size: int,
+    chat_template: str | None = None,
+    feature_layer: int = -2,
+    projector_act: str = "gelu",
+    image_backend: str = "pil",
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Assemble a LLaVA model and its processor.
+
+    ``vision`` is a config (random tower) or a ready tower, whose weights are copied. ``feature_layer`` indexes the
+    tower's hidden states: -1 the grid after its last layer, -2 before it (thesis, 9.2 uses both). The projector is
+    LLaVA-1.5's two-layer MLP and bridges any two widths. Pictures are resized to ``image_size`` squares whole,
+    never cropped, since what is cut off would look like a hallucination. ``image_backend``: "pil" equals open_clip's
+    transform, "torchvision" is faster for large pictures. Raises ModelError for parts that do not fit.
+    """
+    vision_config = vision.config if isinstance(vision, PreTrainedModel) else vision
+    _prepare_tokenizer(tokenizer, text_config)
+    if vision_config.image_size != image_size:
+        raise ModelError(f"image_size {image_size} differs from the tower's {vision_config.image_size}; make them equal")
+    has_cls = getattr(vision_config, "has_cls", True)
+    cells = (image_size // vision_config.patch_size) ** 2
+    config = LlavaConfig(
+        vision_config=vision_config,
+        text_config=text_config,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=cells,
+        vision_feature_layer=feature_layer,
+        vision_feature_select_strategy="default" if has_cls else "full",
+        projector_hidden_act=projector_act,
+        tie_word_embeddings=bool(text_config.tie_word_embeddings),
+    )
+    model = LlavaForConditionalGeneration(config)
+    if isinstance(vision, PreTrainedModel):
+        model.model.vision_tower.load_state_dict(vision.state_dict())
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    for holder in (model.generation_config, model.config, model.config.text_config):
+        for key, value in ids.items():
+            setattr(holder, key, value)
+    processor = LlavaProcessor(
+        image_processor=_image_processor(vision_config, image_size, image_backend),
+        tokenizer=tokenizer,
+        patch_size=vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=int(has_cls),
+        chat_template=chat_template or CHAT_TEMPLATE,
+    )
+    return model, processor
+
+
+def _prepare_tokenizer(tokenizer: Any, text_config: PretrainedConfig) -> None:
+    if tokenizer.eos_token is None:
+        raise ModelError("the tokenizer has no eos_token; set one, it marks the end of every answer")
+    if tokenizer.pad_token is None:
+        raise ModelError("the tokenizer has no pad_token; set one that differs from eos_token")
+    if "<image>" not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.padding_side = "left"
+    if len(tokenizer) > text_config.vocab_size:
+        raise ModelError(f"text_config.vocab_size {text_config.vocab_size} < {len(tokenizer)} tokens; enlarge it")
+
+
+def _image_processor(vision_config: PretrainedConfig, size: int, backend: str) -> Any:
+    from transformers import CLIPImageProcessor, CLIPImageProcessorPil
+
+    classes = {"pil": CLIPImageProcessorPil, "torchvision": CLIPImageProcessor}
+    if backend not in classes:
+        raise ModelError(f"image_backend {backend!r} is unknown; choose one of {sorted(classes)}")
+    square = {"height": size, "width": size}
+    return classes[backend](
+        size=square,
+        crop_size=square,
+        do_center_crop=False,
+        image_mean=list(getattr(vision_config, "image_mean", OPENAI_MEAN)),
+        image_std=list(getattr(vision_config, "image_std", OPENAI_STD)),
+    )
+
+
+def save(model: Any, processor: Any, directory: str | Path) -> Path:
+    """Write an ordinary Hugging Face checkpoint: complete or not at all. Replaces an older one."""
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temp = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    model.save_pretrained(temp)
+    processor.save_pretrained(temp)
+    swap_in(temp, directory)
+    return directory
+
+
+def swap_in(temp: Path, directory: Path) -> None:
+    """Put the finished folder ``temp`` in the place of ``directory`` (same file system)."""
+    temp.chmod(0o755)
+    old = None
+    if directory.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
+        os.replace(directory, old)
+    os.replace(temp, directory)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def check_is_lmm(path: str) -> None:
+    """Raise ModelError unless ``path`` is a complete image-text-to-text checkpoint (Hub ids pass unchecked)."""
+    folder = Path(path)
+    if not folder.exists():
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
+            return
+        raise ModelError(f"{path}: no such directory; give a checkpoint's directory or a Hub id like owner/name")
+    if not folder.is_dir():
+        raise ModelError(f"{path}: is a file; give the directory of the checkpoint")
+    if not (folder / "config.json").exists():
+        if (folder / "adapter_config.json").exists():
+            raise ModelError(f"{path}: is a PEFT adapter; set model.adapter to it and model.path to its base")
+        raise ModelError(f"{path}: config.json is missing; give the directory of a Hugging Face checkpoint")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path}/config.json: is not JSON ({error}); restore the file") from error
+    kind = config.get("model_type")
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not config.get("auto_map"):
+        raise ModelError(f"{path}: model_type {kind!r} takes no images; an image-text-to-text checkpoint is needed")
+    if not any((folder / f).exists() for f in ("processor_config.json", "preprocessor_config.json")):
+        raise ModelError(f"{path}: no processor_config.json or preprocessor_config.json; save the processor there too")
+    if not any(folder.glob("tokenizer*")):
+        raise ModelError(f"{path}: no tokenizer files; save the processor there too")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise ModelError(f"{path}: no weights (*.safetensors); the copy is incomplete")
+
+
+def load(settings: ModelSettings, *, trainable: bool = False) -> Lmm:
+    """Load a checkpoint in the asked precision, merge ``settings.adapter`` into it, freeze it unless ``trainable``.
+
+    8- and 4-bit (NF4) bases keep the vision tower, projector and head in ``dtype``. Raises ModelError for a
+    directory that is no multimodal checkpoint, and for full training of a quantized base.
+    """
+    check_is_lmm(settings.path)
+    if trainable and settings.bits:
+        raise ModelError(f"model.bits {settings.bits}: a quantized base cannot learn in full; set lora or drop bits")
+    device = _device(settings.device)
+    dtype = getattr(torch, settings.dtype)
+    options: Batch = {
+        "dtype": dtype,
+        "attn_implementation": settings.attention,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    if settings.bits:
+        options |= {"quantization_config": _quantization(settings.bits, dtype), "device_map": {"": device}}
+    model = AutoModelForImageTextToText.from_pretrained(settings.path, **options)
+    if settings.bits:
+        keep_unpacked(model)
+    else:
+        model = model.to(device)
+    if settings.adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, settings.adapter).merge_and_unload()
+    processor = AutoProcessor.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+    if not settings.bits:
+        model.requires_grad_(trainable)
+    return Lmm(model.eval(), processor, settings.path)
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+    # names are matched from their start, hence the leading ".*"
+    skip = [".*vision_tower", ".*vision_model", ".*visual", ".*multi_modal_projector", "lm_head"]
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skip,
+    )
+
+
+def keep_unpacked(model: nn.Module) -> None:
+    """Stop bitsandbytes' 4-bit layers from repacking on CPU.
+
+    After a no-grad forward they would repack for inference; a later backward then gives no input gradient, so an
+    adapter trained after generation would learn nothing, and a save would be corrupt.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def unwrap(model: Any) -> PreTrainedModel:
+    """The Hugging Face model inside a PEFT (or distributed) wrapper; injected adapter layers stay active."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def is_llava(model: Any) -> bool:
+    """True when features can be computed once and reused."""
+    return isinstance(unwrap(model), LlavaForConditionalGeneration)
+
+
+def vision_features(model: Any, pixel_values: Tensor) -> Tensor:
+    """(B, 3, S, S) pixels -> (B, N, D) grid features of the tower, ahead of the projector (LLaVA only)."""
+    base = unwrap(model)
+    config = base.config
+    states = base.model.vision_tower(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
+    layers = config.vision_feature_layer
+    picked = [states[i] for i in ([layers] if isinstance(layers, int) else layers)]
+    if config.vision_feature_select_strategy == "default":
+        picked = [state[:, 1:] for state in picked]
+    return torch.cat(picked, dim=-1)
+
+
+def image_features(model: Any, batch: Batch) -> Tensor | None:
+    """Projected features (images, N, H), or None for a text-only batch or a model without this path.
+
+    Uses ``batch["vision_features"]`` (cached grid features) when given, else ``batch["pixel_values"]``.
+    """
+    if not is_llava(model):
+        return None
+    grid = batch.get("vision_features")
+    if grid is None:
+        if batch.get("pixel_values") is None:
+            return None
+        grid = vision_features(model, batch["pixel_values"])
+    projector = unwrap(model).model.multi_modal_projector
+    return projector(grid.to(next(projector.parameters()).dtype))
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """(B, T) positions counted from each row's first real token; padding gets 0."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def embed(model: Any, batch: Batch, features: Tensor | None) -> Tensor:
+    """(B, T, H) token embeddings with the image features (in reading order) in the image tokens' places."""
+    base = unwrap(model)
+    embeds = base.get_input_embeddings()(batch["input_ids"])
+    if features is None:
+        return embeds
+    mask = batch["input_ids"] == base.config.image_token_index
+    wanted = features.shape[0] * features.shape[1]
+    if int(mask.sum()) != wanted:
+        raise ModelError(f"{int(mask.sum())} image tokens for {wanted} image features; do not cut the image's span")
+    return embeds.masked_scatter(mask.unsqueeze(-1), features.to(embeds.dtype))
+
+
+def hidden_states(model: Any, batch: Batch, features: Tensor | None = None) -> Tensor:
+    """Last hidden state (B, T, H) ahead of the language head, under the model's active adapter.
+
+    ``features`` are ``image_features`` computed earlier; without them the batch's pixels are encoded. Positions
+    are counted from the attention mask, so left and right padding give the same states.
+    """
+    base = unwrap(model)
+    if not is_llava(model):
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        return base.base_model(**inputs, use_cache=False, return_dict=True).last_hidden_state
+    if features is None:
+        features = image_features(model, batch)
+    mask = batch["attention_mask"]
+    output = base.model.language_model(
+        inputs_embeds=embed(model, batch, features),
+        attention_mask=mask,
+        position_ids=position_ids(mask),
+        use_cache=False,
+    )
+    return output.last_hidden_state
+
+
+def token_logprobs(
+    model: Any,
+    batch: Batch,
+    features: Tensor | None = None,
+    *,
+    response_len: int,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities (B, R) of the last R = ``response_len`` tokens of each row, and their entropy (B, R).
+
+    Both are of softmax(logits / ``temperature``), in float32. Values at padding are meaningless: mask them.
+    """
+    hidden = hidden_states(model, batch, features)[:, -response_len - 1 : -1]
+    return logprobs_of(model, hidden, batch["input_ids"][:, -response_len:], temperature, with_entropy)
+
+
+def logprobs_of(
+    model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Score ``targets`` (B, R) from the hidden states (B, R, H) that predict them; see ``token_logprobs``."""
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; log-probabilities need a positive one")
+    base = unwrap(model)
+    logits = base.get_output_embeddings()(hidden).float()
+    cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+    if cap:
+        logits = torch.tanh(logits / cap) * cap
+    logits = logits / temperature
+    norm = logits.logsumexp(-1)
+    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - norm
+    if not with_entropy:
+        return chosen, None
+    return chosen, norm - (torch.softmax(logits, -1) * logits).sum(-1)
+
+
+def add_adapters(model: PreTrainedModel, lora: LoraSettings, names: Sequence[str]) -> Any:
+    """Wrap ``model`` with one LoRA adapter a name, on the language model only; the first is active, all learn.
+
+    Each starts as the identity. Raises ModelError when no linear layer bears one of ``lora.targets``.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    decoder = model.get_decoder()
+    prefix = next((name for name, module in model.named_modules() if module is decoder), "")
+    linear = {n.rsplit(".", 1)[-1] for n, m in decoder.named_modules() if isinstance(m, nn.Linear)}
+    unknown = sorted(set(lora.targets) - linear)
+    if unknown:
+        raise ModelError(f"lora.targets {unknown}: no such layer in the language model; it has {sorted(linear)}")
+    # anchored: the same leaf names occur in CLIP towers
+    pattern = (re.escape(prefix) + r"\." if prefix else "") + rf".*\.({'|'.join(map(re.escape, lora.targets))})"
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=pattern, task_type="CAUSAL_LM"
+    )
+    wrapped = get_peft_model(model, config, adapter_name=names[0])
+    for name in names[1:]:
+        wrapped.add_adapter(name, config)
+    use_adapter(wrapped, names[0], trainable=names)
+    return wrapped
+
+
+def use_adapter(model: Any, name: str, trainable: Sequence[str] | None = None) -> None:
+    """Make ``name`` the active adapter, without PEFT's side effect on which parameters learn.
+
+    PEFT's ``set_adapter`` freezes all but the active one, so a joint backward after a switch would silently give
+    the other adapters no gradient. Here exactly the adapters in ``trainable`` learn; None leaves every parameter as
+    it was. Switching between a forward and its backward is safe unless gradient checkpointing is on.
+    """
+    before = {n: p.requires_grad for n, p in model.named_parameters()}
+    model.set_adapter(name)
+    for key, parameter in model.named_parameters():
+        owner = adapter_of(key)
+        learns = before[key] if trainable is None or owner is None else owner in trainable
+        parameter.requires_grad_(learns)
+
+
+def adapter_of(parameter_name: str) -> str | None:
+    """The adapter that a parameter of a PEFT model belongs to, or None for the base's."""
+    found = re.search(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\.([^.]+)", parameter_name)
+    return found.group(1) if found else None
+
+
+@contextlib.contextmanager
+def adapters_off(model: Any) -> Iterator[None]:
+    """The base model alone, e.g. as the reference policy; afterwards every requires_grad is as before."""
+    if not hasattr(model, "disable_adapter"):
+        yield
+        return
+    before = {n: p.requires_grad for n, p in model.named_parameters()}
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(before[key])
+
+
+class ScalarHead(nn.Module):
+    """One float32 number from a hidden state: (..., H) -> (...). Starts at zero."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 1, dtype=torch.float32)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.linear(hidden.float()).squeeze(-1)
