@@ -141,6 +141,17 @@ class GenerateSettings(Settings):
     batch_size: int = Field(64, ge=1)
 
 
+class SampleSettings(RunSettings):
+    """Responses of a model to prompts: what annotators compare (thesis: two, at temperature 0.7)."""
+
+    model: ModelSettings
+    data: DataSettings
+    generate: GenerateSettings = GenerateSettings(max_new_tokens=128, temperature=0.7)
+    responses: int = Field(2, ge=2)
+    #: drop prompts whose responses are all the same: nothing to compare
+    distinct: bool = True
+
+
 class SymbolicSettings(Settings):
     """Symbolic rewards (thesis, 9.4; SPEC 8). Zero switches a part off."""
 

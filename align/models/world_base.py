@@ -1,0 +1,161 @@
+"""The small pretrained base that ships with the project, and how it is made (``make world-base``).
+
+1 a tokenizer over the world's language; 2 a CLIP encoder, trained contrastively (``align.contrastive``);
+3 a projector and a causal language model over the frozen encoder: captions of pictures, and text-only
+reading. It has seen no conversation, no preference and no visual yes/no question.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image as Pil
+from transformers import LlamaConfig
+
+from align.contrastive import Clip, ClipRun, render, train
+from align.models.lmm import build_llava, save
+from align.models.tiny import train_tokenizer
+from align.models.vision import OpenClipVisionConfig, OpenClipVisionModel
+from align.render import Renderer
+from data.schema import Example
+from data.world import language as lang
+from data.world import reading
+from data.world.scene import Scene, sample_scene
+
+#: where the shipped base stands
+BASE = Path(__file__).parent / "world_base"
+
+VISION = {"layers": 4, "width": 128, "head_width": 32, "patch_size": 16, "image_size": 96}
+VOCABULARY = 720
+
+
+@dataclass(frozen=True)
+class BaseRun:
+    clip: ClipRun = field(default_factory=ClipRun)
+    steps: int = 1600
+    captions: int = 24
+    texts: int = 40
+    lr: float = 1.5e-3
+    scenes: int = 12000
+    seed: int = 9000
+
+
+def tokenizer_for_world() -> Any:
+    scenes = [sample_scene(9000, i) for i in range(3000)]
+    wording = [reading.TEMPLATE.format(facts="Facts: "), "Give a short caption.", *lang.DESCRIBE] * 50
+    roles = ["USER: ASSISTANT: Yes No A B C D"] * 50
+    tokenizer = train_tokenizer(lang.corpus(scenes) + wording + roles, VOCABULARY)
+    return tokenizer
+
+
+def language_model(vocab_size: int, tokenizer: Any) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+
+
+def answers_only(labels: torch.Tensor, longest: int = 3) -> torch.Tensor:
+    """Keep the labels of short answers (runs of at most ``longest`` tokens): a lesson in reading trains
+    what is concluded, not the possibly false description that is read."""
+    kept = labels.clone()
+    for row in kept:
+        learned = (row != -100).int().tolist() + [0]
+        start = None
+        for i, on in enumerate(learned):
+            if on and start is None:
+                start = i
+            elif not on and start is not None:
+                if i - start > longest:
+                    row[start:i] = -100
+                start = None
+    return kept
+
+
+def train_language(model: Any, processor: Any, run: BaseRun, report: Callable[[dict[str, float]], None]) -> None:
+    """Projector and language model over the frozen tower: caption loss + reading loss, each a token mean."""
+    torch.manual_seed(run.seed)
+    rng = random.Random(run.seed + 1)
+    renderer = Renderer(processor)
+    scenes, pixels = render(run.seed + 1, 0, run.scenes, run.clip.difficulty)
+    model.model.vision_tower.requires_grad_(False)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=run.lr, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, run.lr, total_steps=run.steps, pct_start=0.05)
+    model.train()
+    for step in range(run.steps):
+        rows = [rng.randrange(len(scenes)) for _ in range(run.captions)]
+        shown = [reading.captioning(scenes[i], rng) for i in rows]
+        seen = renderer.train_batch(shown, [Pil.fromarray(pixels[i]) for i in rows])
+        lessons = [lesson(sample_scene(run.seed + 2, rng.randrange(10**6)), rng) for _ in range(run.texts)]
+        read = renderer.train_batch(lessons, None)
+        read["labels"] = answers_only(read["labels"])
+        caption_loss = model(**seen).loss
+        reading_loss = model(**read).loss
+        optimizer.zero_grad(set_to_none=True)
+        (caption_loss + reading_loss).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 49 or step + 1 == run.steps:
+            figures = {"step": step + 1.0, "caption": caption_loss.item(), "reading": reading_loss.item()}
+            report(figures | reading_accuracy(model, renderer))
+    model.eval()
+
+
+def lesson(scene: Scene, rng: random.Random) -> Example:
+    return reading.verify(scene, rng) if rng.random() < 0.6 else reading.questions(scene, rng)
+
+
+@torch.no_grad()
+def reading_accuracy(model: Any, renderer: Renderer, n: int = 128) -> dict[str, float]:
+    """Share of right first answer tokens on held-out lessons, for each of the two kinds."""
+    rng = random.Random(7)
+    figures = {}
+    for kind, make in (("questions", reading.questions), ("verify", reading.verify)):
+        batch = renderer.train_batch([make(sample_scene(77, i), rng) for i in range(n)], None)
+        labels = answers_only(batch["labels"])
+        best = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1].argmax(-1)
+        first = (labels[:, 1:] != -100) & (labels[:, :-1] == -100)
+        figures[kind] = (best[first] == labels[:, 1:][first]).float().mean().item()
+    return figures
+
+
+def build_base(output: Path, run: BaseRun, report: Callable[[dict[str, float]], None]) -> dict[str, Any]:
+    """Make the base and write it with its card (``card.json``); returns the card."""
+    start = time.monotonic()
+    torch.manual_seed(run.seed)
+    tokenizer = tokenizer_for_world()
+    tower = OpenClipVisionModel(OpenClipVisionConfig(dict(VISION), embed_dim=128))
+    clip = Clip(tower, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], VOCABULARY)
+    vision = train(clip, run.clip, report)
+    text_config = language_model(VOCABULARY, tokenizer)
+    model, processor = build_llava(tower, text_config, tokenizer, image_size=96, feature_layer=-1)
+    train_language(model, processor, run, report)
+    figures = reading_accuracy(model, Renderer(processor), 500)
+    save(model, processor, output)
+    card = {
+        "vision": vision,
+        "reading": figures,
+        "run": asdict(run),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "torch": torch.__version__,
+    }
+    (output / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", "utf-8")
+    return card

@@ -1,0 +1,128 @@
+"""Simulated labelers and the oracle that knows every scene.
+
+The labelers follow the thesis's two-question protocol (section 9.2, figure 9.2): first which
+response has fewer hallucinations (A, B or tie), then, after a tie, which is more helpful. Their
+weights were fixed before any model was trained with them; see docs in the README's study section.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from data.schema import HALLUCINATION, HELPFULNESS
+from data.world.language import CELLS, NUMBERS, mentioned
+from data.world.scene import COLOURS, ENVIRONMENTS, WORDS, Scene
+
+
+@dataclass(frozen=True)
+class Labeler:
+    """How careful a simulated person is.
+
+    ``notice``: chance of noticing each false object. ``flip``: chance of a slip in the final choice;
+    with the default, two labelers agree on about 69 % of the pairs (thesis, appendix H).
+    ``repeat_cost`` and ``false_cost``: what a repeated mention and a noticed false object weigh
+    against one true object when helpfulness is compared.
+    """
+
+    notice: float = 0.75
+    flip: float = 0.12
+    repeat_cost: float = 0.5
+    false_cost: float = 1.0
+
+    def choose(self, scene: Scene, responses: list[str], rng: random.Random) -> dict[str, int | None]:
+        """The choices for two responses: index per question, None for a tie.
+
+        A response that names no true object at all, or under half as many as the other, does not
+        answer the question; being silent is not being honest, so the pair goes to the second
+        question, where naming what is there counts.
+        """
+        a, b = (self._read(scene, text, rng) for text in responses)
+        hallucination: int | None = None
+        floor = min(a.true, b.true) >= 1 and 2 * min(a.true, b.true) >= max(a.true, b.true)
+        if a.false != b.false and floor:
+            hallucination = 0 if a.false < b.false else 1
+        if hallucination is not None:
+            return {HALLUCINATION: self._slip(hallucination, rng), HELPFULNESS: None}
+        help_a, help_b = (r.true - self.repeat_cost * r.repeats - self.false_cost * r.false for r in (a, b))
+        if help_a == help_b:
+            return {HALLUCINATION: None, HELPFULNESS: rng.randrange(2)}
+        return {HALLUCINATION: None, HELPFULNESS: self._slip(0 if help_a > help_b else 1, rng)}
+
+    def _slip(self, choice: int, rng: random.Random) -> int:
+        return 1 - choice if rng.random() < self.flip else choice
+
+    def _read(self, scene: Scene, text: str, rng: random.Random) -> _Reading:
+        names = mentioned(text)
+        claimed = set(names)
+        false = sum(rng.random() < self.notice for n in sorted(claimed) if n not in scene.objects)
+        true = sum(n in scene.objects for n in claimed)
+        return _Reading(true, false, len(names) - len(claimed))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    true: int
+    false: int
+    repeats: int
+
+
+#: a labeler who sees everything and never slips: the clean labels
+CLEAN = Labeler(notice=1.0, flip=0.0)
+
+
+def false_objects(scene: Scene, text: str) -> list[str]:
+    """Objects that the text claims and the scene does not hold, in order of mention, with repeats."""
+    return [n for n in mentioned(text) if n not in scene.objects]
+
+
+def _only(text: str, words: tuple[str, ...], want: str) -> bool:
+    """Whether ``want`` is the only one of ``words`` that the text uses."""
+    lowered = f" {text.lower().replace('.', ' ').replace(',', ' ')} "
+    used = {w for w in words if f" {w.lower()} " in lowered}
+    return used == {want.lower()} or {u.lower() for u in used} == {want.lower()}
+
+
+def _right(scene: Scene, kind: str, about: str | None, gt: str, response: str) -> bool:
+    low = response.lower()
+    group = scene.group(about) if about else None
+    if kind == "attribute" and group:
+        return _only(response, COLOURS, group.colour)
+    if kind == "adversarial":
+        return (" no " in f" {low} " or " not " in f" {low} ") and about not in mentioned(response)
+    if kind == "comparison":
+        return low.strip(" .") == gt.lower().strip(" .")
+    if kind == "counting" and group:
+        return _only(response, NUMBERS[1:], NUMBERS[group.count])
+    if kind == "relation" and group:
+        place = CELLS[group.cells[0]]
+        longer = [c for c in CELLS if c.startswith(place) and c != place]
+        return place in low and not any(c in low for c in longer)
+    if kind == "environment":
+        return _only(response, ENVIRONMENTS, scene.environment)
+    if kind == "holistic":
+        return 2 * len(set(mentioned(response)) & set(scene.objects)) >= len(scene.objects)
+    if scene.text:
+        return _only(response, WORDS, scene.text[1])
+    return " no " in f" {low} "
+
+
+def rate(scene: Scene, kind: str, about: str | None, gt: str, response: str) -> tuple[int, str]:
+    """MMHal-style rating 0..6 with its reason, from full knowledge of the scene.
+
+    6 right and nothing false; 3 no answer but nothing false; 2 right with a false object;
+    1 wrong; 0 wrong with a false object. Three or more means no hallucination (SPEC 9).
+    """
+    false = sorted(set(false_objects(scene, response)))
+    right = _right(scene, kind, about, gt, response)
+    if right and not false:
+        return 6, "right, and every object named is there"
+    if right:
+        return 2, f"right, but not there: {', '.join(false)}"
+    if false:
+        return 0, f"wrong, and not there: {', '.join(false)}"
+    if not response.strip() or (kind == "holistic" and not mentioned(response)):
+        return 3, "no answer, and nothing false"
+    return 1, f"wrong; the scene's answer: {gt}"
+
+

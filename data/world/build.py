@@ -1,0 +1,224 @@
+"""A folder of world data in the project's schema: pictures, conversations, prompts, benchmarks.
+
+``build`` writes::
+
+    images/*.png      scenes.jsonl (full knowledge; only annotators and judges may read it)
+    sft.jsonl         machine-written conversations: some descriptions name one thing that is not there
+    human.jsonl       clean yes/no, multiple choice and spotting turns (what SFT+ adds)
+    pairs.jsonl       prompts to sample two responses for, and prompts.jsonl: prompts for PPO
+    eval/             pope_{random,popular,adversarial}.jsonl, mmhal.json, describe.jsonl
+    captions.json     image -> five captions (LLaVA-RLHF's image_to_caption.json layout)
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.jsonl import write_json, write_records, write_text
+from data.schema import Example, Facts, Image, Message, Prompt
+from data.world import language as lang
+from data.world.draw import SIDE, draw_scene
+from data.world.scene import CATEGORIES, OBJECTS, Scene, sample_scene
+
+#: draws every split from its own stream of scenes
+_STREAMS = {"sft": 0, "human": 1, "pairs": 2, "prompts": 3, "eval": 4}
+
+
+@dataclass(frozen=True)
+class WorldSizes:
+    sft: int = 6000
+    human: int = 4000
+    pairs: int = 4000
+    prompts: int = 3000
+    describe: int = 1000
+    pope_images: int = 300
+
+
+@dataclass(frozen=True)
+class WorldRates:
+    """How the machine-written data errs; calibrated once (``make world-base`` card), then fixed."""
+
+    #: share of machine-written descriptions with one false object
+    planted: float = 0.3
+    #: share of machine-written yes/no questions whose object is there
+    synthetic_yes: float = 0.8
+    difficulty: float = 0.5
+
+
+def scene_seed(seed: int, split: str) -> int:
+    return seed * 10 + _STREAMS[split]
+
+
+def image_of(scene: Scene) -> Image:
+    return Image(id=scene.id, path=f"images/{scene.id}.png")
+
+
+def _facts(scene: Scene, rationales: list[str] | None = None) -> Facts:
+    return Facts(captions=lang.captions(scene), rationales=rationales or [])
+
+
+def _messages(turns: Iterable[lang.Turn]) -> list[Message]:
+    return [m for t in turns for m in (Message(role="user", content=t.question), Message(role="assistant", content=t.answer))]
+
+
+def synthetic_example(scene: Scene, rates: WorldRates) -> Example:
+    """A machine-written conversation: short questions, then usually a description that may err."""
+    rng = random.Random(f"synthetic/{scene.id}")
+    turns: list[lang.Turn] = []
+    makers = (lang.attribute, lang.counting, lang.relation, lang.comparison, lang.environment, lang.other)
+    for _ in range(rng.choice((2, 3))):
+        kind = rng.random()
+        if kind < 0.3:
+            truth = rng.random() < rates.synthetic_yes
+            name = rng.choice(scene.objects) if truth else lang.absent(scene, rng)
+            turns.append(lang.yes_no(name, truth))
+        elif kind < 0.36:
+            turns.append(lang.adversarial(scene, rng))
+        else:
+            turns.append(rng.choice(makers)(scene, rng))
+    if rng.random() < 0.75:
+        groups = lang.plant(scene, rng) if rng.random() < rates.planted else None
+        turns.insert(rng.choice((0, len(turns))), lang.Turn("detail", rng.choice(lang.DESCRIBE), lang.describe(scene, rng, groups)))
+    return Example(
+        id=f"sft/{scene.id}", image=image_of(scene), messages=_messages(turns), task="conversation",
+        facts=_facts(scene), source="world-synthetic", split="train",
+    )  # fmt: skip
+
+
+def balanced_yes_no(scene: Scene, rng: random.Random) -> lang.Turn:
+    """Half of the questions ask for something present; half of the rest for something that tempts."""
+    if rng.random() < 0.5:
+        return lang.yes_no(rng.choice(scene.objects), True)
+    return lang.yes_no(lang.absent(scene, rng, rng.choice(("tempting", "random"))), False)
+
+
+def human_example(scene: Scene, rng: random.Random) -> Example:
+    """Clean data as SFT+ adds it: balanced yes/no (VQA-v2), choice (A-OKVQA), spotting (Flickr30k)."""
+    rationales: list[str] = []
+    task = rng.choices(("yesno", "choice", "spotting"), (0.68, 0.13, 0.19))[0]  # 83k : 16k : 23k
+    if task == "yesno":
+        turns = [balanced_yes_no(scene, rng) for _ in range(4)]  # independent coins: no turn tells of another
+    elif task == "choice":
+        turn, rationales = lang.choice(scene, rng)
+        turns = [turn]
+    else:
+        turns = [lang.spotting(scene, rng)]
+    return Example(
+        id=f"human/{scene.id}", image=image_of(scene), messages=_messages(turns), task=task,
+        facts=_facts(scene, rationales), answer=turns[0].answer, source="world-human", split="train",
+    )  # fmt: skip
+
+
+def prompt_for(scene: Scene, rng: random.Random, source: str, describe_share: float) -> Prompt:
+    """A first question: mostly a description, else yes/no or multiple choice with its answer."""
+    kind = rng.random()
+    base = {"image": image_of(scene), "source": source, "split": "train", "id": f"{source}/{scene.id}"}
+    if kind < describe_share:
+        return Prompt(question=rng.choice(lang.DESCRIBE), length_class="detail", facts=_facts(scene), **base)
+    if kind < describe_share + (1 - describe_share) * 0.6:
+        turn = balanced_yes_no(scene, rng)
+        return Prompt(question=turn.question, answer_type=turn.answer.lower(), facts=_facts(scene), **base)
+    turn, rationales = lang.choice(scene, rng)
+    return Prompt(question=turn.question, answer_type=turn.answer, facts=_facts(scene, rationales), **base)
+
+
+def pope_rows(scenes: list[Scene], seed: int) -> dict[str, list[dict[str, object]]]:
+    """POPE's three splits: three present objects and three absent ones an image.
+
+    Absent ones are drawn at random, by frequency, or by co-occurrence with those present; both
+    are counted over the given scenes, as POPE counts them over its own images.
+    """
+    frequency = Counter(n for s in scenes for n in s.objects)
+    together: dict[str, Counter[str]] = {n: Counter() for n in OBJECTS}
+    for s in scenes:
+        for a in s.objects:
+            together[a].update(n for n in s.objects if n != a)
+    rng = random.Random(f"pope/{seed}")
+    splits: dict[str, list[dict[str, object]]] = {"random": [], "popular": [], "adversarial": []}
+    for s in scenes:
+        missing = [n for n in OBJECTS if n not in s.objects]
+        present = rng.sample(s.objects, 3)
+        near = Counter({n: sum(together[o][n] for o in s.objects) for n in missing})
+        negatives = {
+            "random": rng.sample(missing, 3),
+            "popular": sorted(missing, key=lambda n: (-frequency[n], n))[:3],
+            "adversarial": sorted(missing, key=lambda n: (-near[n], n))[:3],
+        }
+        for split, rows in splits.items():
+            for yes, no in zip(present, negatives[split], strict=True):
+                for name, truth in ((yes, True), (no, False)):
+                    turn = lang.yes_no(name, truth)
+                    rows.append({"question_id": len(rows) + 1, "image": f"{s.id}.png", "text": turn.question, "label": turn.answer.lower()})
+    return splits
+
+
+def mmhal_rows(scenes: list[Scene], seed: int, n: int = 96) -> list[dict[str, object]]:
+    """``n`` open questions in MMHal-Bench's template; type = index mod 8, topic = super-category."""
+    rng = random.Random(f"mmhal/{seed}")
+    topics = {name: topic for topic, names in CATEGORIES.items() for name in names}
+    pool = iter(scenes)
+    rows: list[dict[str, object]] = []
+    while len(rows) < n:
+        make = lang.MMHAL[len(rows) % 8]
+        scene = next(s for s in pool if s.text or make is not lang.other or len(rows) % 16 == 7)
+        turn = make(scene, rng)
+        rows.append({
+            "question_type": make.__name__, "question_topic": topics[scene.objects[0]], "image_id": scene.id,
+            "image_src": f"images/{scene.id}.png", "image_content": scene.objects, "question": turn.question,
+            "gt_answer": turn.answer, "model_answer": "",
+        })  # fmt: skip
+    return rows
+
+
+def _draw_one(job: tuple[Scene, Path]) -> None:
+    scene, folder = job
+    draw_scene(scene, SIDE).save(folder / f"{scene.id}.png", compress_level=1)
+
+
+def draw_all(scenes: list[Scene], folder: Path, workers: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(s, folder) for s in scenes]
+    if workers <= 1:
+        for job in jobs:
+            _draw_one(job)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        for _ in pool.map(_draw_one, jobs, chunksize=128):
+            pass
+
+
+def read_scenes(folder: Path) -> dict[str, Scene]:
+    """Image id -> scene. For annotators and judges only."""
+    rows = (json.loads(line) for line in (folder / "scenes.jsonl").read_text("utf-8").splitlines())
+    return {row["id"]: Scene.from_json(row) for row in rows}
+
+
+def build(folder: Path, sizes: WorldSizes, rates: WorldRates, *, seed: int, workers: int = 2,
+          describe_share: float = 0.75) -> None:  # fmt: skip
+    """Write the whole folder; the same arguments give the same bytes."""
+    streams = {"sft": sizes.sft, "human": sizes.human, "pairs": sizes.pairs, "prompts": sizes.prompts}
+    scenes = {k: [sample_scene(scene_seed(seed, k), i, rates.difficulty) for i in range(n)] for k, n in streams.items()}
+    count = max(sizes.describe, 2 * sizes.pope_images, 150)
+    scenes["eval"] = [sample_scene(scene_seed(seed, "eval"), i, rates.difficulty) for i in range(count)]
+    every = [s for group in scenes.values() for s in group]
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_all(every, folder / "images", workers)
+    write_text(folder / "scenes.jsonl", "".join(json.dumps(s.to_json(), sort_keys=True) + "\n" for s in every))
+    write_json(folder / "captions.json", {f"{s.id}.png": lang.captions(s) for s in every})
+    rng = random.Random(f"build/{seed}")
+    write_records(folder / "sft.jsonl", [synthetic_example(s, rates) for s in scenes["sft"]])
+    write_records(folder / "human.jsonl", [human_example(s, rng) for s in scenes["human"]])
+    for split in ("pairs", "prompts"):
+        write_records(folder / f"{split}.jsonl", [prompt_for(s, rng, split, describe_share) for s in scenes[split]])
+    describe = [prompt_for(s, rng, "describe", 1.1) for s in scenes["eval"][: sizes.describe]]
+    write_records(folder / "eval" / "describe.jsonl", describe)
+    crowded = [s for s in scenes["eval"] if len(s.objects) >= 3][: sizes.pope_images]
+    for split, rows in pope_rows(crowded, seed).items():
+        write_text(folder / "eval" / f"pope_{split}.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    write_json(folder / "eval" / "mmhal.json", mmhal_rows(scenes["eval"], seed))
