@@ -1,4 +1,4 @@
-"""Open images safely and bring them into one shape. No path leaves the image root; nothing here needs torch."""
+"""Open images safely and bring them into one shape. No path leaves the image root. Needs no torch."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def image_path(image: Image, root: str | Path | None) -> Path:
     except OSError:  # a name longer than the file system allows
         found = False
     if not found:
-        raise DataError(f"no file {path!r} in {base}", key="image.path", mend="check the name and the image root")
+        rule = f"no file {path!r} in {base}"
+        raise DataError(rule, key="image.path", mend="check the name and the image root")
     return full
 
 

@@ -210,7 +210,8 @@ def keep(
         quoted = "".join(f"\n  {error}" for _, error in bad[:3])
         rule = f"{len(bad)} of {good + len(bad)} records are bad, more than {max_bad:.3g} of them"
         seen = f"see {rejects}" if rejects is not None else "write them out with a rejects file"
-        raise DataError(rule, file=bad[0][0].file, mend=f"mend them ({seen}) or raise max_bad. First:{quoted}")
+        mend = f"mend them ({seen}) or raise max_bad. The first:{quoted}"
+        raise DataError(rule, file=bad[0][0].file, mend=mend)
 
 
 def _reject(row: Row, error: DataError) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def _parse_record(row: Row, text: str) -> AnyRecord:
 
 
 def identity(record: AnyRecord) -> tuple[str, ...] | None:
-    """What must be unique in a file: the id; per annotator for preferences; None for verdicts, which repeat."""
+    """What is unique in a file: the id, for preferences with the annotator; None for verdicts, which repeat."""
     if isinstance(record, Verdict):
         return None
     if isinstance(record, Preference):
@@ -244,7 +245,7 @@ def identity(record: AnyRecord) -> tuple[str, ...] | None:
 
 
 def record_pairs(path: str | Path) -> Pairs[AnyRecord]:
-    """Every line of a schema file as a record or as the reason why it is none (duplicate ids across ``path``)."""
+    """Every line of a schema file as a record or as the reason why it is none; duplicate ids pass."""
     for row, text in _lines(path):
         try:
             if isinstance(text, DataError):

@@ -1,4 +1,4 @@
-"""What every foreign format is made of: a reader of rows, a writer of rows, and the words to describe both."""
+"""What every foreign format is made of: a reader of rows, a writer of rows, and words that describe both."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MARKER = "<image>"
 
 @dataclass(frozen=True)
 class Format:
-    """A foreign layout. ``pairs`` reads a file as records or errors; ``row`` is the way back, where there is one."""
+    """A foreign layout: ``pairs`` reads a file as records or errors; ``row`` is the way back, if there is one."""
 
     name: str
     #: what one record of it becomes: a kind of ``data.schema``, or "pope" / "mmhal" for benchmark items
@@ -36,8 +36,6 @@ class Format:
     needs: frozenset[str] = frozenset()
     #: top-level keys that reading carries over; others are reported by ``align data convert``
     keys: frozenset[str] = frozenset()
-    #: fields of our record that writing carries over; others are reported likewise
-    holds: frozenset[str] = frozenset()
     #: one object a line (else one JSON array); a target named .jsonl gets lines in any case
     lines: bool = False
 
@@ -57,7 +55,7 @@ class Format:
     def write(self, path: str | Path, records: Iterable[Any]) -> int:
         """Write records in this layout, atomically; returns how many. DataError where it cannot hold one."""
         rows = []
-        for index, (record, name) in enumerate(original_ids(records)):
+        for index, (record, name) in enumerate(original_ids(records_only(self, records))):
             try:
                 rows.append(self.to_row(record, name))
             except DataError as error:
@@ -195,7 +193,7 @@ def inside(name: str, key: str) -> None:
             break
     if not name or path.is_absolute() or depth < 1 or re.match(r"[A-Za-z]:", name) or "\0" in name:
         rule = f"{name!r} is no path inside an image root"
-        raise DataError(rule, key=key, mend="give a path relative to the folder of images, without leaving it")
+        raise DataError(rule, key=key, mend="give a path relative to the folder of images, inside it")
 
 
 def image_name(image: Image) -> str:

@@ -44,14 +44,15 @@ def parse_turns(value: dict[str, Any], *, has_image: bool) -> list[Message]:
             raise DataError("a turn is not an object", key=where, mend='give {"from": ..., "value": ...}')
         speaker = need(turn, "from", str, where)
         if speaker not in _ROLES:
-            raise DataError(f"unknown speaker {speaker!r}", key=f"{where}.from", mend="use human, gpt or system")
+            rule = f"unknown speaker {speaker!r}"
+            raise DataError(rule, key=f"{where}.from", mend="use human, gpt or system")
         text = need(turn, "value", str, where)
         first = _ROLES[speaker] == "user" and all(m.role != "user" for m in messages)
         if first and MARKER in text:
             text = _without_marker(text, where, has_image)
         if MARKER in text:
             rule = f"{MARKER} stands elsewhere than once in the first human turn"
-            raise DataError(rule, key=f"{where}.value", mend="one picture a record, shown in the first human turn")
+            raise DataError(rule, key=f"{where}.value", mend="show one picture, in the first human turn")
         messages.append(build(Message, role=_ROLES[speaker], content=text))
     return messages
 
@@ -104,7 +105,6 @@ LLAVA = Format(
     family="llava",
     needs=frozenset({"conversations"}),
     keys=frozenset({"id", "image", "conversations"}),
-    holds=frozenset({"kind", "id", "image", "messages"}),
 )
 
 

@@ -42,7 +42,8 @@ def _preference(row: Row, value: dict[str, Any]) -> Preference:
         meta[HALLUCINATION_FLAG] = need(value, "hallucination", bool)
     choice = need(value, "preference", int)
     if choice not in (1, 2):
-        raise DataError(f"{choice}, where 1 or 2 is needed", key="preference", mend="1 = output_1, 2 = output_2")
+        rule = f"{choice}, where 1 or 2 is needed"
+        raise DataError(rule, key="preference", mend="1 = output_1, 2 = output_2")
     return build(
         Preference,
         id=row_id(row, value),
@@ -193,7 +194,6 @@ PREFERENCES = Format(
     family="llava_rlhf",
     needs=frozenset({"conversations", "output_1", "output_2", "preference"}),
     keys=frozenset({"id", "image", "conversations", "output_1", "output_2", "preference", "hallucination"}),
-    holds=frozenset({"kind", "id", "image", "messages", "responses", "choices", "meta"}),
 )
 
 PROMPTS = Format(
@@ -218,5 +218,5 @@ def read_prompts(path: str | Path, **policy: Any) -> list[Prompt]:
 
 
 def write(path: str | Path, records: Iterable[Preference]) -> int:
-    """Write preferences as LLaVA-RLHF JSON; returns how many. DataError for ties and more than two responses."""
+    """Write preferences as LLaVA-RLHF JSON; returns how many. DataError for a tie or over two responses."""
     return PREFERENCES.write(path, records)

@@ -1,0 +1,83 @@
+"""POPE's files: one yes/no question about an object a line (Li et al. 2023; github.com/AoiDragon/POPE).
+
+``{"question_id": 1, "image": "COCO_val2014_....jpg", "text": "Is there a ...?", "label": "yes" | "no"}``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from data.formats.base import Format, build, by_row, inside
+from data.jsonl import DataError, Pairs, Row
+
+SPLITS = ("random", "popular", "adversarial")
+
+
+class PopeItem(BaseModel):
+    """One question. Keys that other distributions add are kept as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    question_id: int
+    #: file name of the image, relative to the image root
+    image: str
+    text: str
+    label: Literal["yes", "no"]
+    #: random, popular or adversarial, where the file's name says so; not part of the file
+    split: str | None = Field(default=None, exclude=True)
+
+
+def split_name(path: str | Path) -> str | None:
+    """The split that a file's name ends in (``coco_pope_random.json``, ``random.jsonl``), or None."""
+    stem = Path(path).stem.lower()
+    return next((split for split in SPLITS if stem.endswith(split)), None)
+
+
+def _item(row: Row, value: dict[str, Any]) -> PopeItem:
+    item = build(PopeItem, **{"split": split_name(row.file), **value})
+    inside(item.image, "image")
+    return item
+
+
+def _pairs(path: str | Path) -> Pairs[PopeItem]:
+    first: dict[int, int] = {}
+    for row, got in by_row(_item)(path):
+        if isinstance(got, PopeItem):
+            number = first.setdefault(got.question_id, row.number)
+            if number != row.number:
+                rule = f"question {got.question_id} stands at record {number + 1} already"
+                error = DataError(rule, key="question_id", mend="give each question its own number")
+                yield row, row.locate(error)
+                continue
+        yield row, got
+
+
+def _row(item: PopeItem) -> dict[str, Any]:
+    return item.model_dump(mode="json")
+
+
+POPE = Format(
+    name="pope",
+    kind="pope",
+    doc="POPE questions: question_id, image, text, label yes/no (JSON lines)",
+    pairs=_pairs,
+    row=_row,
+    family="pope",
+    needs=frozenset({"question_id", "image", "text", "label"}),
+    keys=frozenset({"question_id", "image", "text", "label", "split"}),
+    lines=True,
+)
+
+
+def read(path: str | Path, *, strict: bool = True, **policy: Any) -> list[PopeItem]:
+    """All questions, in order. Strict by default: a benchmark without some of its lines is another one."""
+    return POPE.read(path, strict=strict, **policy)
+
+
+def write(path: str | Path, items: Iterable[PopeItem]) -> int:
+    """Write questions as JSON lines; returns how many."""
+    return POPE.write(path, items)
