@@ -102,7 +102,9 @@ class RunDir:
             )
         theirs = read_json(self.path / "meta.json")["stage"]
         if theirs != stage:
-            raise CheckpointError(f"{self.path}: holds a run of {theirs!r}, not {stage!r}; choose another output")
+            raise CheckpointError(
+                f"{self.path}: holds a run of {theirs!r}, not {stage!r}; choose another output"
+            )
         different = _different_keys(recorded, settings)
         if different:
             raise CheckpointError(
@@ -159,7 +161,9 @@ class RunDir:
                 entry = json.loads(line)
             except json.JSONDecodeError as error:
                 raise CheckpointError(f"{path}:{number}: not JSON ({error.msg}); remove the line") from None
-            found.append({name: _NON_FINITE.get(v, v) if isinstance(v, str) else v for name, v in entry.items()})
+            found.append(
+                {name: _NON_FINITE.get(v, v) if isinstance(v, str) else v for name, v in entry.items()}
+            )
         return found
 
     def truncate_metrics(self, step: int) -> None:
@@ -167,7 +171,9 @@ class RunDir:
         kept = [entry for entry in self.metrics() if entry["step"] <= step]
         self.close()
         rows = [{name: _to_json(value) for name, value in entry.items()} for entry in kept]
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        write_text(
+            self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        )
         self._purge_step = step + 1
 
     def _drop_torn_line(self) -> None:
@@ -272,7 +278,9 @@ def _different_keys(recorded: Path, settings: RunSettings) -> list[str]:
         theirs = type(settings).model_validate(yaml.safe_load(recorded.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValidationError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{recorded}: not settings of this version ({reason}); choose another output") from None
+        raise CheckpointError(
+            f"{recorded}: not settings of this version ({reason}); choose another output"
+        ) from None
     old, new = (dict(_flat(s.model_dump(mode="json", exclude=set(FREE_KEYS)))) for s in (theirs, settings))
     missing = object()
     keys = [key for key in {**old, **new} if old.get(key, missing) != new.get(key, missing)]
@@ -303,7 +311,9 @@ def _commit() -> str | None:
     git = ["git", "-C", str(root)]
     try:
         # ls-files fails where an installed copy merely lies below somebody else's checkout.
-        subprocess.run([*git, "ls-files", "--error-unmatch", "align/checkpoint.py"], check=True, capture_output=True)
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", "align/checkpoint.py"], check=True, capture_output=True
+        )
         head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
         changes = subprocess.run([*git, "status", "--porcelain"], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
@@ -315,7 +325,9 @@ def _plain(value: Any) -> float | int | bool | str:
     if isinstance(value, (torch.Tensor, np.generic)):
         value = value.item()
     if not isinstance(value, (bool, int, float, str)):
-        raise TypeError(f"a metric is a number, a 0-dim tensor, a boolean or text, got {type(value).__name__}")
+        raise TypeError(
+            f"a metric is a number, a 0-dim tensor, a boolean or text, got {type(value).__name__}"
+        )
     return value
 
 

@@ -29,7 +29,9 @@ def rng_state() -> dict[str, Any]:
     version, words, gauss = random.getstate()
     return {
         "torch": _encode(torch.get_rng_state()),
-        "cuda": [_encode(state) for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+        "cuda": [_encode(state) for state in torch.cuda.get_rng_state_all()]
+        if torch.cuda.is_available()
+        else [],
         "numpy": [kind, [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
         "python": [version, list(words), gauss],
     }

@@ -63,7 +63,11 @@ def test_other_settings_are_refused_and_named(run: RunDir, resume: bool) -> None
     with pytest.raises(CheckpointError) as caught:
         RunDir.create(run.path, other, "sft")
     text = str(caught.value)
-    for part in ("batch_size: 16 there, 3 now", "optim.lr: 2e-05 there, 0.001 now", "data.images: None there, 'i' now"):
+    for part in (
+        "batch_size: 16 there, 3 now",
+        "optim.lr: 2e-05 there, 0.001 now",
+        "data.images: None there, 'i' now",
+    ):
         assert part in text
     assert "epochs" not in text and "resume:" not in text
     assert (run.path / "settings.yaml").read_bytes() == before
@@ -172,7 +176,9 @@ def test_a_kill_while_saving_leaves_the_previous_one(run: RunDir) -> None:
         run.save_checkpoint(2, write)
     """
     root = str(Path(checkpoint.__file__).resolve().parent.parent)
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=os.environ | {"PYTHONPATH": root})
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], env=os.environ | {"PYTHONPATH": root}
+    )
     assert ended.returncode == -9
     assert len(list((run.path / "checkpoints").iterdir())) == 2  # the half one is there, hidden
     again = RunDir.create(run.path, _settings(resume=True), "sft")
@@ -280,7 +286,13 @@ def test_rng_round_trip_through_json() -> None:
 
 def test_tensors_round_trip(tmp_path: Path) -> None:
     base = torch.arange(6.0).reshape(2, 3)
-    tensors = {"whole": base, "view": base.T, "same": base, "half": base.to(torch.bfloat16), "one": torch.tensor(3)}
+    tensors = {
+        "whole": base,
+        "view": base.T,
+        "same": base,
+        "half": base.to(torch.bfloat16),
+        "one": torch.tensor(3),
+    }
     checkpoint.save_tensors(tmp_path / "t.safetensors", tensors)
     loaded = checkpoint.load_tensors(tmp_path / "t.safetensors")
     assert loaded.keys() == tensors.keys()

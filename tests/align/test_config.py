@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from align.config import ConfigError, EvalSettings, PpoSettings, RewardSettings, SftSettings, load_recipe, resolve
+from align.config import (
+    ConfigError,
+    EvalSettings,
+    PpoSettings,
+    RewardSettings,
+    SftSettings,
+    load_recipe,
+    resolve,
+)
 
 SFT = """\
 output: runs/sft
@@ -87,7 +95,11 @@ def test_a_partial_section_keeps_the_stage_defaults() -> None:
     judged = resolve(
         EvalSettings, None, ["output=o", "model.path=m", "benchmarks={}", "generate.batch_size=3"]
     )
-    assert (judged.generate.batch_size, judged.generate.max_new_tokens, judged.generate.temperature) == (3, 128, 0)
+    assert (judged.generate.batch_size, judged.generate.max_new_tokens, judged.generate.temperature) == (
+        3,
+        128,
+        0,
+    )
 
 
 def test_class_defaults_are_not_changed_by_a_run() -> None:
@@ -99,7 +111,9 @@ def test_class_defaults_are_not_changed_by_a_run() -> None:
 
 def test_unknown_key_names_file_line_and_nearest(recipe: Path) -> None:
     recipe.write_text(SFT.replace("lr:", "lrr:"))
-    assert _error(SftSettings, recipe) == f"{recipe}:7: unknown key 'lrr' in section 'optim'; did you mean 'lr'?"
+    assert (
+        _error(SftSettings, recipe) == f"{recipe}:7: unknown key 'lrr' in section 'optim'; did you mean 'lr'?"
+    )
 
 
 def test_unknown_key_in_an_optional_section(recipe: Path) -> None:
@@ -110,7 +124,9 @@ def test_unknown_key_in_an_optional_section(recipe: Path) -> None:
 
 def test_unknown_argument_names_the_argument(recipe: Path) -> None:
     text = _error(SftSettings, recipe, ["bach_size=3"])
-    assert text == "argument 'bach_size=3': unknown key 'bach_size' in the settings; did you mean 'batch_size'?"
+    assert (
+        text == "argument 'bach_size=3': unknown key 'bach_size' in the settings; did you mean 'batch_size'?"
+    )
 
 
 def test_unknown_key_far_from_all_lists_the_known(recipe: Path) -> None:

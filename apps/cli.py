@@ -1,0 +1,274 @@
+"""``align``: one command for every stage.
+
+Nothing heavy is imported here, so that help and mistakes in a recipe show at once: torch and its
+kin load inside the commands, after the settings are known to be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align.config import DataSettings, RunSettings
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command that takes a recipe: ``module.run(settings)`` does the work."""
+
+    module: str
+    #: name of its settings class in ``align.config``
+    settings: str
+    #: the setting that ``--limit`` sets
+    limit: str
+    help: str
+
+
+STAGES = {
+    "sft": Stage("align.sft", "SftSettings", "data.limit", "supervised fine-tuning on conversations"),
+    "reward": Stage("align.reward", "RewardSettings", "data.limit", "train a reward model on preferences"),
+    "ppo": Stage("align.ppo", "PpoSettings", "data.limit", "reinforcement learning against a reward model"),
+    "eval": Stage("apps.evaluate", "EvalSettings", "limit", "run benchmarks and write a report"),
+}
+STUDIES = {
+    "rlhf": "SFT, SFT+, RLHF and Fact-RLHF on the built-in world",
+    "vision": "CLIP's vision encoders inside the model",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit status: 0, 2 for a mistake in the input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = os.environ.get("ALIGN_DEBUG", "0") not in ("", "0")
+    try:
+        args = _parse(arguments)
+        return args.command(args) or 0
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {_how_to_continue(arguments)}", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
+        if debug or not _is_message(error):
+            raise
+        print(f"align: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _is_message(error: Exception) -> bool:
+    """Whether an error is written for the user: a missing file, or an error class of this project."""
+    return isinstance(error, FileNotFoundError) or type(error).__module__.split(".")[0] in (
+        "data",
+        "align",
+        "evals",
+        "apps",
+    )
+
+
+def _how_to_continue(arguments: list[str]) -> str:
+    if arguments[:1] and arguments[0] in STAGES:
+        resume = [] if "--resume" in arguments else ["--resume"]
+        return f"continue with: {shlex.join(['align', *arguments, *resume])}"
+    return f"start again with: {shlex.join(['align', *arguments])}"
+
+
+# --- the parser ---
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = _parser(with_data=arguments[:1] == ["data"])
+    args, extra = parser.parse_known_args(arguments)
+    # argparse leaves key=value arguments over when an option stands before them.
+    if extra and hasattr(args, "overrides") and not any(text.startswith("-") for text in extra):
+        args.overrides += extra
+    elif extra:
+        parser.error(f"unrecognized arguments: {' '.join(extra)}; see: align {arguments[0]} --help")
+    return args
+
+
+def _parser(with_data: bool) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="align",
+        description="Align large multimodal models so that they stop claiming what the image does not show.",
+        epilog="ALIGN_DEBUG=1 shows the traceback behind an error message.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, stage in STAGES.items():
+        _add_stage(
+            commands.add_parser(name, help=stage.help, description=stage.help.capitalize() + "."), name
+        )
+    _add_data(commands, with_data)
+
+    demo = commands.add_parser("demo", help="the whole chain on the built-in world, from scratch")
+    demo.add_argument("--quick", action="store_true", help="a smaller run of a minute or two")
+    demo.add_argument(
+        "--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: %(default)s"
+    )
+    demo.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    demo.set_defaults(command=_demo)
+
+    listing = "\n".join(f"  {name:10} {text}" for name, text in STUDIES.items())
+    study = commands.add_parser(
+        "study",
+        help="reproduce a claim in miniature, with several seeds and intervals",
+        description=f"studies:\n{listing}\n\nalign study NAME --help shows a study's own options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    study.add_argument("name", choices=list(STUDIES), metavar="NAME")
+    study.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the study")
+    study.set_defaults(command=_study)
+    return parser
+
+
+def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument(
+        "recipe", metavar="RECIPE.yaml", help="a file, or a shipped recipe by name such as llava15_7b/sft"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings over the recipe's, e.g. optim.lr=3e-5"
+    )
+    parser.add_argument("--output", metavar="DIR", help="the run directory")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check settings and data, print the plan, stop"
+    )
+    parser.add_argument("--limit", type=_count, metavar="N", help="use the first N records only")
+    parser.set_defaults(command=_run_stage, stage=name)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _add_data(commands: Any, complete: bool) -> None:
+    """``align data``; its own commands load only when one of them is asked for."""
+    data = commands.add_parser("data", help="convert, inspect and make data")
+    if complete:
+        from apps import data_commands, world_commands
+
+        groups = data.add_subparsers(title="commands", metavar="COMMAND", dest="data_command", required=True)
+        data_commands.add_parser(groups)
+        world_commands.add_parser(groups)
+        data.set_defaults(command=_data)
+
+
+# --- the commands ---
+
+
+def _run_stage(args: argparse.Namespace) -> int:
+    from align import config
+
+    stage = STAGES[args.stage]
+    recipe, overrides = _find_recipe(args.recipe), list(args.overrides)
+    if recipe is None:
+        overrides.insert(0, args.recipe)
+    if args.output is not None:
+        overrides.append(f"output={_quoted(args.output)}")
+    if args.limit is not None:
+        overrides.append(f"{stage.limit}={args.limit}")
+    overrides += [f"{key}=true" for key in ("resume", "dry_run") if getattr(args, key)]
+    settings = config.resolve(getattr(config, stage.settings), recipe, overrides)
+    if settings.dry_run:
+        print(_plan(args.stage, settings), flush=True)
+    _check_files(settings)
+    if settings.threads:
+        # Before torch is imported: it reads the number once.
+        os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+    result = importlib.import_module(stage.module).run(settings)
+    if settings.dry_run:
+        print("dry run: settings and data are fine; nothing was computed")
+    elif result is not None:
+        print(f"done: {result}")
+    return 0
+
+
+def _quoted(text: str) -> str:
+    """Text as a quoted YAML scalar, so that ``--output 2026`` stays text."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _find_recipe(text: str) -> Path | None:
+    """The recipe's file: as given, or one shipped under ``apps/recipes``; None for a key=value argument."""
+    from align.config import ConfigError
+
+    for path in (Path(text), RECIPES / text, RECIPES / f"{text}.yaml"):
+        if path.is_file():
+            return path
+    if "=" in text:
+        return None
+    shipped = ", ".join(str(p.relative_to(RECIPES).with_suffix("")) for p in sorted(RECIPES.rglob("*.yaml")))
+    raise ConfigError(f"{text}: no such recipe; give a YAML file or a shipped one ({shipped})")
+
+
+def _plan(name: str, settings: RunSettings) -> str:
+    import yaml
+
+    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return f"# align {name}, with every setting resolved\n{text}"
+
+
+def _check_files(settings: RunSettings) -> None:
+    """Every local path the settings name must exist.
+
+    Raises:
+        FileNotFoundError: one line for each missing path, with its key.
+    """
+    missing = [
+        f"{key}: no such file or directory: {path}" for key, path in _paths(settings) if not path.exists()
+    ]
+    if missing:
+        text = "\n".join(missing)
+        raise FileNotFoundError(f"{text}\nrelative paths start at the current directory ({Path.cwd()})")
+
+
+def _paths(settings: Any) -> Iterator[tuple[str, Path]]:
+    for key in ("path", "adapter"):
+        value = getattr(settings.model, key)
+        # owner/name may be a Hub id; anything else is a path
+        if value is not None and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", value):
+            yield f"model.{key}", Path(value)
+    for section in ("data", "eval_data"):
+        data: DataSettings | None = getattr(settings, section, None)
+        if data is not None:
+            files = [data.path] if isinstance(data.path, str) else data.path
+            yield from ((f"{section}.path", Path(file)) for file in files)
+            named = (("images", data.images), ("captions", data.captions))
+            yield from ((f"{section}.{key}", Path(value)) for key, value in named if value is not None)
+    for key in ("reward_model", "images"):
+        if getattr(settings, key, None) is not None:
+            yield key, Path(getattr(settings, key))
+    for name, file in getattr(settings, "benchmarks", {}).items():
+        yield f"benchmarks.{name}", Path(file)
+
+
+def _data(args: argparse.Namespace) -> int:
+    from apps import data_commands, world_commands
+
+    commands = world_commands if args.data_command == "world" else data_commands
+    return commands.run(args) or 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from apps import demo
+
+    demo.run(output=args.output, seed=args.seed, quick=args.quick)
+    return 0
+
+
+def _study(args: argparse.Namespace) -> int:
+    return importlib.import_module(f"apps.studies.{args.name}").main(args.arguments) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
