@@ -67,13 +67,13 @@ def _convert(args: argparse.Namespace) -> int:
     if args.rejects is not None and args.rejects in (args.src, args.dst):
         raise DataError("the rejects file is SRC or DST", file=str(args.rejects), mend="choose another")
     source, target = _formats(args)
-    pairs = _pairs(args.src, source, args.kind, args.images)
-    rows: list[dict[str, Any]] = []
+    other: Counter[str] = Counter()
+    pairs = _pairs(args.src, source, args.kind, args.images, other)
     if target is not None:
         pairs = _holdable(pairs, target)
     policy = {"limit": args.limit, "strict": args.strict, "max_bad": args.max_bad, "rejects": args.rejects}
-    bad = Counter()
-    records = list(keep(_counted(pairs, bad), **policy))
+    count: Counter[str] = Counter()
+    records = list(keep(_counted(pairs, count), **policy))
     if not records:
         raise DataError("no record to convert", file=str(args.src), mend="check --from (align data inspect)")
     if target is None:
@@ -84,7 +84,8 @@ def _convert(args: argparse.Namespace) -> int:
         rows = [target.to_row(record, name) for record, name in original_ids(records)]
         target.write_rows(args.dst, rows)
     where = f", see {args.rejects}" if args.rejects else ""
-    print(f"{len(records)} records written to {args.dst}; {bad['bad']} bad ones left out{where}")
+    print(f"{len(records)} records written to {args.dst}; {count['bad']} bad ones left out{where}")
+    _say_counts("kinds passed over", other)
     if source is not None:
         seen = (value for _, value in read_rows(args.src) if isinstance(value, dict))
         spare = Counter(key for value in seen for key in value if key not in source.keys)
@@ -116,18 +117,24 @@ def _formats(args: argparse.Namespace) -> tuple[Format | None, Format | None]:
     return source, target
 
 
-def _pairs(src: Path, source: Format | None, kind: str | None, images: Path | None) -> Pairs[Any]:
+def _pairs(
+    src: Path,
+    source: Format | None,
+    kind: str | None,
+    images: Path | None,
+    other: Counter[str],
+) -> Pairs[Any]:
     """The records of a file as a reading pipeline, with the check of the image files if a root is given."""
     from data.formats.base import unique_ids
-    from data.jsonl import DataError, no_duplicates, record_pairs
-    from data.load import existing
+    from data.jsonl import no_duplicates, record_pairs
+    from data.load import existing, of_kind
 
     if source is not None:
         pairs = unique_ids(source.pairs(src))
     else:
         pairs = no_duplicates(record_pairs(src))
         if kind is not None:
-            pairs = ((r, g) for r, g in pairs if isinstance(g, DataError) or g.kind == kind)
+            pairs = of_kind(pairs, kind, other)
     return existing(pairs, images) if images is not None else pairs
 
 
@@ -180,7 +187,8 @@ def _inspect(args: argparse.Namespace) -> int:
     from data.jsonl import read_rows
 
     found = _detected(args.src)
-    print(f"format: {found[0] if found else 'unknown'}" + (f" (or {', '.join(found[1:])})" if found[1:] else ""))
+    rest = f" (or {', '.join(found[1:])})" if found[1:] else ""
+    print(f"format: {found[0] if found else 'unknown'}{rest}")
     keys: Counter[str] = Counter()
     values: dict[str, Counter[str]] = {"kind": Counter(), "source": Counter(), "split": Counter()}
     images: set[str] = set()
@@ -224,7 +232,7 @@ def _validate(args: argparse.Namespace) -> int:
     source = None if name == OWN else choose(name)
     if args.decode and args.images is None:
         raise DataError("--decode needs an image root", key="--images", mend="give --images DIR")
-    pairs = _pairs(args.src, source, None, args.images)
+    pairs = _pairs(args.src, source, None, args.images, Counter())
     pairs = _decoded(pairs, args.images) if args.decode else pairs
     count: Counter[str] = Counter()
     for _ in keep(_told(_counted(pairs, count)), strict=args.strict, max_bad=1.0, rejects=args.rejects):

@@ -236,7 +236,7 @@ def _parse_record(row: Row, text: str) -> AnyRecord:
 
 
 def identity(record: AnyRecord) -> tuple[str, ...] | None:
-    """What is unique in a file: the id, for preferences with the annotator; None for verdicts, which repeat."""
+    """What is unique in a file: the id, for preferences with the annotator; verdicts repeat (None)."""
     if isinstance(record, Verdict):
         return None
     if isinstance(record, Preference):

@@ -10,9 +10,10 @@ from typing import Any
 from data.formats import choose
 from data.formats.base import unique_ids
 from data.formats.llava_rlhf import add_captions, read_captions
+from data.formats.pope import PopeItem
 from data.images import image_path
 from data.jsonl import DataError, Pairs, keep, no_duplicates, record_pairs
-from data.schema import RECORDS, AnyRecord
+from data.schema import RECORDS, AnyRecord, Image
 
 
 def load(
@@ -57,10 +58,11 @@ def _pairs(paths: list[str | Path], want: str, format: str | None, other: Counte
         chosen = choose(format, want)
         return unique_ids(chain.from_iterable(chosen.pairs(p) for p in paths))
     found = no_duplicates(chain.from_iterable(record_pairs(p) for p in paths))
-    return _of_kind(found, want, other)
+    return of_kind(found, want, other)
 
 
-def _of_kind(pairs: Pairs[AnyRecord], want: str, other: Counter[str]) -> Pairs[AnyRecord]:
+def of_kind(pairs: Pairs[AnyRecord], want: str, other: Counter[str]) -> Pairs[AnyRecord]:
+    """Pass over the records of other kinds than ``want``, counting them by kind in ``other``."""
     for row, got in pairs:
         if isinstance(got, DataError) or got.kind == want:
             yield row, got
@@ -69,10 +71,15 @@ def _of_kind(pairs: Pairs[AnyRecord], want: str, other: Counter[str]) -> Pairs[A
 
 
 def existing(pairs: Pairs[Any], images: str | Path | None) -> Pairs[Any]:
-    """Turn records whose image file is missing, or outside the root, into errors at their place."""
+    """Turn records whose image file is missing, or outside the root, into errors at their place.
+
+    Raises DataError at the first image path when ``images`` is None. URLs and bytes pass.
+    """
     known: dict[str, DataError | None] = {}
     for row, got in pairs:
         image = None if isinstance(got, DataError) else getattr(got, "image", None)
+        if isinstance(got, PopeItem):
+            image = Image(id=got.image, path=got.image)
         path = getattr(image, "path", None)
         if path is None:
             yield row, got

@@ -22,7 +22,7 @@ MARKER = "<image>"
 
 @dataclass(frozen=True)
 class Format:
-    """A foreign layout: ``pairs`` reads a file as records or errors; ``row`` is the way back, if there is one."""
+    """A foreign layout: ``pairs`` reads a file as records or errors; ``row``, if any, is the way back."""
 
     name: str
     #: what one record of it becomes: a kind of ``data.schema``, or "pope" / "mmhal" for benchmark items

@@ -14,11 +14,13 @@ from data.world import language as lang
 from data.world.scene import COLOURS, Group, Scene
 
 #: the evaluation turn of the world's reward models; ``{facts}`` is empty for a plain one
-TEMPLATE = "{facts}Is this answer correct?"
+TEMPLATE = "{facts}\nIs this answer correct?"
+#: as ``align.render.facts_text`` writes it (a test holds the two together)
+HEADER = "True of the image:"
 
 
-def facts_line(texts: list[str]) -> str:
-    return f"Facts: {' '.join(texts)} " if texts else ""
+def facts_lines(texts: list[str]) -> str:
+    return "\n".join([HEADER, *texts])
 
 
 def _some_captions(scene: Scene, rng: random.Random) -> list[str]:
@@ -38,10 +40,9 @@ def questions(scene: Scene, rng: random.Random) -> Example:
         else:
             known = Scene(scene.id, scene.theme, scene.environment, tuple(g for g in scene.groups if g.name in told), 0)
             turn = lang.choice(known, rng)[0]
-        lead = facts_line(facts) if i == 0 else ""
+        lead = facts_lines(facts) + "\n" if i == 0 else ""
         messages += [Message(role="user", content=lead + turn.question), Message(role="assistant", content=turn.answer)]
     return Example(id=f"read/{scene.id}", messages=messages, source="world-reading")
-
 
 
 def corrupt(scene: Scene, rng: random.Random) -> list[Group]:
@@ -68,7 +69,7 @@ def verify(scene: Scene, rng: random.Random) -> Example:
     turns = [
         ("user", rng.choice(lang.DESCRIBE)),
         ("assistant", lang.describe(known, rng, groups)),
-        ("user", TEMPLATE.format(facts=facts_line(facts))),
+        ("user", TEMPLATE.replace("{facts}", facts_lines(facts))),
         ("assistant", "Yes" if right else "No"),
     ]
     messages = [Message(role=role, content=text) for role, text in turns]  # type: ignore[arg-type]
