@@ -48,7 +48,7 @@ STUDIES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit status: 0, 2 for a mistake in the input, 130 when interrupted."""
+    """Run one command line; the exit status is 0, 2 for a mistake in the input, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("ALIGN_DEBUG", "0") not in ("", "0")
     try:
@@ -152,15 +152,15 @@ def _count(text: str) -> int:
 
 
 def _add_data(commands: Any, complete: bool) -> None:
-    """``align data``; its own commands load only when one of them is asked for."""
-    data = commands.add_parser("data", help="convert, inspect and make data")
-    if complete:
-        from apps import data_commands, world_commands
+    """``align data``; its own commands load only when it is asked for."""
+    if not complete:
+        commands.add_parser("data", help="convert, inspect and make data")
+        return
+    from apps import data_commands, world_commands
 
-        groups = data.add_subparsers(title="commands", metavar="COMMAND", dest="data_command", required=True)
-        data_commands.add_parser(groups)
-        world_commands.add_parser(groups)
-        data.set_defaults(command=_data)
+    groups = data_commands.add_parser(commands)
+    world_commands.add_parser(groups)
+    commands.choices["data"].set_defaults(command=_data)
 
 
 # --- the commands ---
@@ -253,10 +253,10 @@ def _paths(settings: Any) -> Iterator[tuple[str, Path]]:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from apps import data_commands, world_commands
+    from apps import world_commands
 
-    commands = world_commands if args.data_command == "world" else data_commands
-    return commands.run(args) or 0
+    # data_commands names its own run; what it does not know belongs to the world.
+    return getattr(args, "run", world_commands.run)(args) or 0
 
 
 def _demo(args: argparse.Namespace) -> int:

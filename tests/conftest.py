@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real third-party files beside the checkout; tests that need it skip where it is absent."""
+    """The folder of real third-party files beside the checkout; without it, its tests skip."""
     path = REPOSITORY.parent / "shared"
     if not (path / "data").is_dir():
         pytest.skip("no third-party data beside the checkout")

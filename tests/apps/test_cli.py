@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import types
 from collections.abc import Callable
@@ -220,34 +219,23 @@ def test_interrupt_says_how_to_continue(
         ["data"],
     ],
 )
-def test_usage_errors_exit_2(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        cli, "_add_data", lambda commands, complete: commands.add_parser("data").add_argument("x")
-    )
+def test_usage_errors_exit_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
 
 
 def test_data_commands_are_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    from apps import data_commands, world_commands
+
     called: list[str] = []
-    import apps
-
-    for module_name, command in (("data_commands", "show"), ("world_commands", "world")):
-        module = types.ModuleType(f"apps.{module_name}")
-
-        def add_parser(groups: Any, command: str = command) -> None:
-            groups.add_parser(command).add_argument("--n", type=int)
-
-        def run(args: argparse.Namespace, name: str = module_name) -> None:
-            called.append(f"{name} {args.n}")
-
-        module.add_parser, module.run = add_parser, run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, f"apps.{module_name}", module)
-        monkeypatch.setattr(apps, module_name, module, raising=False)
-    assert cli.main(["data", "show", "--n", "1"]) == 0
-    assert cli.main(["data", "world", "--n", "2"]) == 0
-    assert called == ["data_commands 1", "world_commands 2"]
+    monkeypatch.setitem(
+        data_commands._COMMANDS, "inspect", lambda args: called.append(f"inspect {args.src}") or 1
+    )
+    monkeypatch.setattr(world_commands, "run", lambda args: called.append(args.data_command))
+    assert cli.main(["data", "inspect", "x.jsonl"]) == 1
+    assert cli.main(["data", "contact-sheet", "sheet.png"]) == 0
+    assert called == ["inspect x.jsonl", "contact-sheet"]
 
 
 def test_demo_and_study_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
