@@ -151,6 +151,10 @@ class Renderer:
         names = [f"#{i}" for i in range(len(items))]
         return [len(r.ids) for r in self._encode(turns, [i for _, i in items], generate=True, names=names)]
 
+    def pixel_values(self, pictures: Sequence[PILImage.Image]) -> Tensor:
+        """Normalised pixels (n, 3, S, S) of a LLaVA processor's pictures."""
+        return self.processor.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
+
     def sanitize(self, text: str) -> str:
         """``text`` with special tokens broken by a space ("</s>" -> "< /s>"), so that they are read as text."""
         text = text.strip()
@@ -292,7 +296,7 @@ class Renderer:
         if kinds != {3}:
             raise RenderError("a batch mixes cached features with pictures; give all images in one form")
         pictures = [i for i in images if isinstance(i, PILImage.Image)]
-        done = iter(self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"] if pictures else ())
+        done = iter(self.pixel_values(pictures) if pictures else ())
         return {"pixel_values": torch.stack([i if isinstance(i, Tensor) else next(done) for i in images])}
 
     def _image_tokens(self, inputs: dict[str, Tensor]) -> int:

@@ -89,15 +89,15 @@ def build_llava(
     chat_template: str | None = None,
     feature_layer: int = -2,
     projector_act: str = "gelu",
-    image_backend: str = "pil",
+    image_backend: str = "torchvision",
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Assemble a LLaVA model and its processor.
 
     ``vision`` is a config (random tower) or a ready tower, whose weights are copied. ``feature_layer`` indexes the
     tower's hidden states: -1 the grid after its last layer, -2 before it (thesis, 9.2 uses both). The projector is
     LLaVA-1.5's two-layer MLP and bridges any two widths. Pictures are resized to ``image_size`` squares whole,
-    never cropped, since what is cut off would look like a hallucination. ``image_backend``: "pil" equals open_clip's
-    transform, "torchvision" is faster for large pictures. Raises ModelError for parts that do not fit.
+    never cropped, since what is cut off would look like a hallucination. ``image_backend``:
+    "torchvision" costs less, "pil" equals open_clip's own resizing exactly. Raises ModelError for parts that do not fit.
     """
     vision_config = vision.config if isinstance(vision, PreTrainedModel) else vision
     _prepare_tokenizer(tokenizer, text_config)
@@ -283,8 +283,14 @@ def unwrap(model: Any) -> PreTrainedModel:
 
 
 def is_llava(model: Any) -> bool:
-    """True when features can be computed once and reused."""
-    return isinstance(unwrap(model), LlavaForConditionalGeneration)
+    """True when features can be computed once and reused (Pixtral's pictures have no common size)."""
+    base = unwrap(model)
+    return isinstance(base, LlavaForConditionalGeneration) and base.config.vision_config.model_type != "pixtral"
+
+
+def move(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch with its tensors on ``device``."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def vision_features(model: Any, pixel_values: Tensor) -> Tensor:

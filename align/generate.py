@@ -1,0 +1,272 @@
+"""Batched generation: texts for people and judges, token tensors for reinforcement learning."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image as PILImage
+from torch import Tensor
+from transformers import GenerationConfig
+
+from align.config import GenerateSettings
+from align.models.lmm import Lmm, embed, image_features, is_llava, move, unwrap, vision_features
+from align.render import ImageInput, Renderer
+from data.schema import Message, Response
+
+Item = tuple[Sequence[Message], ImageInput]
+#: wraps the iteration over batches, e.g. tqdm
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+@dataclass
+class Generated:
+    """B sampled responses as tokens: prompts left padded to P, responses right padded to R."""
+
+    #: (B, P)
+    prompt_ids: Tensor
+    #: (B, P), 1 at real tokens
+    prompt_mask: Tensor
+    #: (B, R), the pad id behind the end
+    response_ids: Tensor
+    #: (B, R), 1 at the response's tokens, its end token included
+    response_mask: Tensor
+    #: (B,) bool: the end token came
+    complete: Tensor
+    #: (images, N, H) projected features of the prompts' images in order; None for other models or text only
+    features: Tensor | None
+
+    def batch(self) -> dict[str, Tensor]:
+        """Prompts and responses joined, (B, P + R): what ``lmm.token_logprobs`` scores."""
+        return join({"input_ids": self.prompt_ids, "attention_mask": self.prompt_mask}, self)
+
+
+def join(prompt: dict[str, Any], responses: Generated) -> dict[str, Any]:
+    """Append responses (B, R) to a prompt batch of the same rows; its other inputs are kept.
+
+    Per-token inputs of foreign processors (token types) are continued with zeros, which stand for text.
+    """
+    width = prompt["input_ids"].shape
+    tail = {"input_ids": responses.response_ids, "attention_mask": responses.response_mask}
+    joined = {}
+    for key, value in prompt.items():
+        if key in tail:
+            joined[key] = torch.cat([value, tail[key]], dim=1)
+        elif value.shape == width:
+            joined[key] = torch.cat([value, value.new_zeros(responses.response_ids.shape)], dim=1)
+        else:
+            joined[key] = value
+    return joined
+
+
+def generate(
+    lmm: Lmm,
+    renderer: Renderer,
+    items: Sequence[Item],
+    settings: GenerateSettings,
+    *,
+    seed: int,
+    num_return: int = 1,
+    progress: Progress | None = None,
+) -> list[Response] | list[list[Response]]:
+    """Answer every (messages, image) item; ``num_return`` > 1 gives that many samples an item, as a list.
+
+    Temperature 0 is greedy. Batches are sorted by length and the order is restored. The same seed, items and
+    settings give the same answers; torch's random state, the model's mode and the tokenizer are left as they were.
+    """
+    if num_return > 1 and settings.temperature == 0:
+        raise ValueError(f"num_return {num_return} at temperature 0 gives equal answers; raise the temperature")
+    lengths = renderer.prompt_lengths(items)
+    order = sorted(range(len(items)), key=lambda i: (-lengths[i], i))
+    chunk = max(1, settings.batch_size // num_return)
+    starts: Iterable[int] = range(0, len(order), chunk)
+    answers: list[list[Response]] = [[] for _ in items]
+    for start in progress(starts) if progress else starts:
+        rows = order[start : start + chunk]
+        out = rollout_tokens(
+            lmm, renderer, [items[i] for i in rows], settings, seed=seed + start, num_return=num_return
+        )
+        ids, mask = out.response_ids.tolist(), out.response_mask.sum(-1).tolist()
+        for j, tokens in enumerate(ids):
+            text = renderer.decode(tokens[: mask[j]])
+            answers[rows[j // num_return]].append(
+                Response(text=text, model=lmm.path, complete=bool(out.complete[j]))
+            )
+    return answers if num_return > 1 else [a[0] for a in answers]
+
+
+@torch.no_grad()
+def rollout_tokens(
+    lmm: Lmm,
+    renderer: Renderer,
+    items: Sequence[Item],
+    settings: GenerateSettings,
+    *,
+    seed: int,
+    num_return: int = 1,
+    max_prompt: int | None = None,
+) -> Generated:
+    """Sample from the active adapter; rows are item 0's ``num_return`` samples, then item 1's, and so on.
+
+    Items are generated ``settings.batch_size`` rows at a time, sorted by length; the result is in their order.
+    Raises RenderError for a prompt longer than ``max_prompt`` tokens.
+    """
+    if not items:
+        raise ValueError("no items to generate from; give at least one")
+    order = list(range(len(items)))
+    chunk = max(1, settings.batch_size // num_return)
+    if len(items) > chunk:
+        lengths = renderer.prompt_lengths(items)
+        order.sort(key=lambda i: (-lengths[i], i))
+    ends = _end_ids(lmm, renderer)
+    config = _config(settings, ends, renderer, num_return)
+    parts = []
+    with _inference(lmm.model), seeded(seed, lmm.device):
+        for start in range(0, len(order), chunk):
+            chosen = [items[i] for i in order[start : start + chunk]]
+            parts.append(_run(lmm, renderer, chosen, config, num_return, max_prompt))
+    return _assemble(parts, order, items, num_return, ends, renderer.pad_id)
+
+
+def grid_features(
+    lmm: Lmm, renderer: Renderer, images: Sequence[PILImage.Image], batch_size: int = 64
+) -> list[Tensor]:
+    """The tower's features (N, D) of each picture, without gradients: they stand for the picture in any item."""
+    found: list[Tensor] = []
+    for start in range(0, len(images), batch_size):
+        pixels = renderer.pixel_values(images[start : start + batch_size]).to(lmm.device)
+        with torch.no_grad(), _inference(unwrap(lmm.model).model.vision_tower):
+            found += list(vision_features(lmm.model, pixels))
+    return found
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's random numbers start from ``seed`` inside, and go on outside as if nothing had been drawn."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _inference(model: torch.nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _end_ids(lmm: Lmm, renderer: Renderer) -> list[int]:
+    known = unwrap(lmm.model).generation_config.eos_token_id
+    known = known if isinstance(known, list) else [] if known is None else [known]
+    return sorted({renderer.end_token_id, *known})
+
+
+def _config(settings: GenerateSettings, ends: list[int], renderer: Renderer, num_return: int) -> GenerationConfig:
+    # everything that a checkpoint's own generation config might change is stated
+    sampling: dict[str, Any] = {"do_sample": False}
+    if settings.temperature > 0:
+        sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    return GenerationConfig(
+        **sampling,
+        max_new_tokens=settings.max_new_tokens,
+        num_return_sequences=num_return,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=ends,
+        pad_token_id=renderer.pad_id,
+        # an image token in a response would ask for features when the response is scored
+        suppress_tokens=[renderer.image_token_id],
+        use_cache=True,
+    )
+
+
+def _run(
+    lmm: Lmm,
+    renderer: Renderer,
+    items: Sequence[Item],
+    config: GenerationConfig,
+    num_return: int,
+    max_prompt: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """One batch: prompt ids and mask (b, p), response ids (b·num_return, r), features of the batch's images."""
+    base = unwrap(lmm.model)
+    if not is_llava(base):
+        batch = move(renderer.prompt_batch(items, max_length=max_prompt), lmm.device)
+        ids = base.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
+        return batch["input_ids"], batch["attention_mask"], ids, None
+    batch = move(renderer.prompt_batch(_encode_once(lmm, renderer, items), max_length=max_prompt), lmm.device)
+    features = image_features(base, batch)
+    ids = base.generate(
+        inputs_embeds=embed(base, batch, features),
+        attention_mask=batch["attention_mask"],
+        generation_config=config,
+    )
+    return batch["input_ids"], batch["attention_mask"], ids, features
+
+
+def _encode_once(lmm: Lmm, renderer: Renderer, items: Sequence[Item]) -> list[Item]:
+    """Replace pictures by their grid features; a picture asked about several times is encoded once."""
+    pictures = {id(image): image for _, image in items if isinstance(image, PILImage.Image)}
+    found = grid_features(lmm, renderer, list(pictures.values()))
+    features = dict(zip(pictures, found, strict=True))
+    pixels = [i for _, i in items if isinstance(i, Tensor) and i.ndim == 3]
+    if pixels and features:
+        return list(items)
+    return [(messages, features.get(id(image), image)) for messages, image in items]
+
+
+def _assemble(
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor | None]],
+    order: list[int],
+    items: Sequence[Item],
+    num_return: int,
+    ends: list[int],
+    pad_id: int,
+) -> Generated:
+    """Bring batches to common widths and the items' order."""
+    place = torch.tensor(order).argsort()
+    rows = (place[:, None] * num_return + torch.arange(num_return)).flatten()
+    width = max(ids.shape[1] for ids, *_ in parts)
+    prompt_ids = torch.cat([_pad_to(ids, width, pad_id, left=True) for ids, *_ in parts])
+    prompt_mask = torch.cat([_pad_to(mask, width, 0, left=True) for _, mask, *_ in parts])
+    length = max(ids.shape[1] for _, _, ids, _ in parts)
+    device = prompt_ids.device
+    place, rows = place.to(device), rows.to(device)
+    responses = torch.cat([_pad_to(ids, length, pad_id) for _, _, ids, _ in parts])[rows]
+    is_end = torch.isin(responses, torch.tensor(ends, device=device))
+    # real tokens: all up to and with the first end token
+    mask = (is_end.long().cumsum(-1) - is_end.long() == 0).long()
+    complete = is_end.any(-1)
+    return Generated(
+        prompt_ids[place].repeat_interleave(num_return, 0),
+        prompt_mask[place].repeat_interleave(num_return, 0),
+        responses.masked_fill(mask == 0, pad_id),
+        mask,
+        complete,
+        _gather_features([f for *_, f in parts], order, items, num_return),
+    )
+
+
+def _gather_features(
+    parts: list[Tensor | None], order: list[int], items: Sequence[Item], num_return: int
+) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    if not given:
+        return None
+    with_image = [i for i in order if items[i][1] is not None]
+    place = torch.tensor(with_image).argsort().to(given[0].device)
+    return torch.cat(given)[place].repeat_interleave(num_return, 0)
+
+
+def _pad_to(values: Tensor, width: int, fill: int, left: bool = False) -> Tensor:
+    missing = width - values.shape[1]
+    return torch.nn.functional.pad(values, (missing, 0) if left else (0, missing), value=fill)
