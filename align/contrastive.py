@@ -111,8 +111,8 @@ def regions(scenes: list[Scene], rng: random.Random) -> tuple[list[str], list[in
 
 @dataclass(frozen=True)
 class ClipRun:
-    images: int = 20000
-    epochs: int = 7
+    images: int = 16000
+    epochs: int = 6
     batch: int = 128
     lr: float = 1.5e-3
     region_weight: float = 1.0

@@ -199,7 +199,7 @@ def _inspect(args: argparse.Namespace) -> int:
             broken += 1
             continue
         first = first or value
-        keys.update(value)
+        keys.update(list(value))
         for name, count in values.items():
             if isinstance(value.get(name), str):
                 count[value[name]] += 1

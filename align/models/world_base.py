@@ -39,7 +39,7 @@ VOCABULARY = 720
 @dataclass(frozen=True)
 class BaseRun:
     clip: ClipRun = field(default_factory=ClipRun)
-    steps: int = 1600
+    steps: int = 1400
     captions: int = 24
     texts: int = 40
     lr: float = 1.5e-3
@@ -49,7 +49,7 @@ class BaseRun:
 
 def tokenizer_for_world() -> Any:
     scenes = [sample_scene(9000, i) for i in range(3000)]
-    wording = [reading.TEMPLATE.format(facts="Facts: "), "Give a short caption.", *lang.DESCRIBE] * 50
+    wording = [reading.TEMPLATE.replace("{facts}", reading.HEADER), "Give a short caption.", *lang.DESCRIBE] * 50
     roles = ["USER: ASSISTANT: Yes No A B C D"] * 50
     tokenizer = train_tokenizer(lang.corpus(scenes) + wording + roles, VOCABULARY)
     return tokenizer
