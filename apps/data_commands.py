@@ -251,21 +251,21 @@ def _told(pairs: Pairs[Any]) -> Pairs[Any]:
 def _decoded(pairs: Pairs[Any], images: Path) -> Pairs[Any]:
     from data.images import open_image
     from data.jsonl import DataError
+    from data.load import at_row
     from data.schema import Image
 
-    known: dict[str, DataError | None] = {}
+    known: dict[str | bytes, DataError | None] = {}
     for row, got in pairs:
         image = getattr(got, "image", None)
         if isinstance(image, Image) and image.url is None:
-            key = image.path or got.id
+            key = image.path or image.data or b""
             if key not in known:
                 try:
                     open_image(image, images)
                     known[key] = None
                 except DataError as error:
                     known[key] = error
-            if (error := known[key]) is not None:
-                got = row.locate(DataError(error.rule, key=error.key, mend=error.mend))
+            got = at_row(row, known[key]) or got
         yield row, got
 
 

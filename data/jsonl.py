@@ -151,6 +151,7 @@ def read_rows(path: str | Path) -> Pairs[dict[str, Any]]:
     """The JSON objects of a file that is a JSON array or has one object a line (told by its first byte)."""
     with _open(path) as file:
         head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    found: Iterator[tuple[Row, Any]]
     if head.startswith(b"["):
         found = ((Row(str(path), index=i, raw=v), v) for i, v in enumerate(read_json(path)))
     else:
@@ -217,7 +218,11 @@ def keep(
 def _reject(row: Row, error: DataError) -> dict[str, Any]:
     place = {"file": row.file, "line": row.line, "index": row.index}
     reason = {"key": error.key, "rule": error.rule, "mend": error.mend}
-    return {k: v for k, v in (place | reason).items() if v is not None} | {"record": row.raw}
+    record = row.raw
+    if isinstance(record, str):
+        with suppress(ValueError):  # a line that is not JSON stays as text
+            record = json.loads(record)
+    return {k: v for k, v in (place | reason).items() if v is not None} | {"record": record}
 
 
 def _parse_record(row: Row, text: str) -> AnyRecord:
@@ -248,12 +253,8 @@ def record_pairs(path: str | Path) -> Pairs[AnyRecord]:
     """Every line of a schema file as a record or as the reason why it is none; duplicate ids pass."""
     for row, text in _lines(path):
         try:
-            if isinstance(text, DataError):
-                raise text
-            yield Row(row.file, line=row.line, raw=text), _parse_record(row, text)
+            yield row, text if isinstance(text, DataError) else _parse_record(row, text)
         except DataError as error:
-            with suppress(ValueError):
-                row = Row(row.file, line=row.line, raw=json.loads(row.raw))
             yield row, error
 
 
@@ -287,10 +288,12 @@ def iter_records(
     """
     if kind is not None and kind not in RECORDS:
         raise DataError(f"unknown kind {kind!r}", file=str(path), mend=f"use one of {', '.join(RECORDS)}")
-    pairs = no_duplicates(record_pairs(path))
+    pairs: Pairs[AnyRecord] = no_duplicates(record_pairs(path))
     if kind is not None:
         pairs = ((row, got) for row, got in pairs if isinstance(got, DataError) or got.kind == kind)
-    yield from keep(pairs, limit=limit, strict=strict, max_bad=max_bad, rejects=rejects)
+    found: Iterator[AnyRecord]
+    found = keep(pairs, limit=limit, strict=strict, max_bad=max_bad, rejects=rejects)
+    yield from found
 
 
 def read_records(

@@ -12,7 +12,7 @@ from data.formats.base import unique_ids
 from data.formats.llava_rlhf import add_captions, read_captions
 from data.formats.pope import PopeItem
 from data.images import image_path
-from data.jsonl import DataError, Pairs, keep, no_duplicates, record_pairs
+from data.jsonl import DataError, Pairs, Row, keep, no_duplicates, record_pairs
 from data.schema import RECORDS, AnyRecord, Image
 
 
@@ -37,19 +37,19 @@ def load(
     """
     if want not in RECORDS:
         raise DataError(f"unknown kind {want!r}", key="want", mend=f"use one of {', '.join(RECORDS)}")
-    paths = [path] if isinstance(path, str | Path) else list(path)
+    paths: list[str | Path] = [path] if isinstance(path, str | Path) else list(path)
     if not paths:
         raise DataError("no file is given", key="path", mend="name at least one")
     other: Counter[str] = Counter()
     pairs = _pairs(paths, want, format, other)
     checked = existing(pairs, images)
-    records = list(keep(checked, limit=limit, strict=strict, max_bad=max_bad, rejects=rejects))
+    records: list[Any] = list(keep(checked, limit=limit, strict=strict, max_bad=max_bad, rejects=rejects))
     if not records:
         held = ", ".join(f"{n} {kind}" for kind, n in other.items()) or "nothing"
         mend = "give a file of that kind, or name its format (align data inspect FILE)"
         raise DataError(f"no {want!r} records (found: {held})", file=", ".join(map(str, paths)), mend=mend)
     if captions is not None and want != "verdict":
-        records = add_captions(records, read_captions(captions), str(captions))
+        return list(add_captions(records, read_captions(captions), str(captions)))
     return records
 
 
@@ -81,7 +81,7 @@ def existing(pairs: Pairs[Any], images: str | Path | None) -> Pairs[Any]:
         if isinstance(got, PopeItem):
             image = Image(id=got.image, path=got.image)
         path = getattr(image, "path", None)
-        if path is None:
+        if image is None or path is None:
             yield row, got
             continue
         if images is None:
@@ -94,8 +94,9 @@ def existing(pairs: Pairs[Any], images: str | Path | None) -> Pairs[Any]:
                 known[path] = None
             except DataError as error:
                 known[path] = error
-        error = known[path]
-        if error is not None:
-            yield row, row.locate(DataError(error.rule, key=error.key, mend=error.mend))
-        else:
-            yield row, got
+        yield row, at_row(row, known[path]) or got
+
+
+def at_row(row: Row, found: DataError | None) -> DataError | None:
+    """A copy of an error, placed at ``row``: one image's error is told for each record that shows it."""
+    return None if found is None else row.locate(DataError(found.rule, key=found.key, mend=found.mend))

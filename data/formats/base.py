@@ -103,8 +103,8 @@ def unique_ids(pairs: Pairs[Any]) -> Pairs[Any]:
     count: Counter[str] = Counter()
     taken: set[str] = set()
     for row, got in pairs:
-        name = None if isinstance(got, DataError) else getattr(got, "id", None)
-        if not isinstance(name, str):
+        name = getattr(got, "id", None)
+        if isinstance(got, DataError) or not isinstance(name, str):
             yield row, got
             continue
         count[name] += 1
@@ -160,7 +160,7 @@ def _name(value: Any) -> str:
     return "null" if value is None else _JSON_NAMES[type(value)]
 
 
-def build(model: type[M], **values: Any) -> M:
+def build(model: type[M], /, **values: Any) -> M:
     """Make a record; a broken rule of the schema becomes a DataError."""
     try:
         return model(**values)

@@ -52,10 +52,13 @@ def _messages(found: list[Any], key: str) -> list[Message]:
         if not isinstance(message, dict):
             mend = 'give {"role": ..., "content": ...}'
             raise DataError("a message is not an object", key=where, mend=mend)
-        need(message, "role", str, where)
+        role = need(message, "role", str, where)
+        if role not in ("system", "user", "assistant"):
+            rule = f"a message from {role!r}"
+            raise DataError(rule, key=f"{where}.role", mend="use system, user and assistant turns")
         content = need(message, "content", (str, list), where)
         text = content if isinstance(content, str) else _parts(content, f"{where}.content")
-        messages.append(build(Message, role=message["role"], content=text))
+        messages.append(build(Message, role=role, content=text))
     return messages
 
 
@@ -105,14 +108,16 @@ def _preference(row: Row, value: dict[str, Any]) -> Preference:
 def _explicit(value: dict[str, Any]) -> dict[str, Any]:
     """The row with the turns that both conversations begin with moved into ``prompt``."""
     chosen, rejected = (value.get(key) for key in ("chosen", "rejected"))
-    if not isinstance(chosen, list) or not isinstance(rejected, list):
-        mend = "add it, or give chosen and rejected as whole conversations"
-        raise DataError("the key is missing", key="prompt", mend=mend)
     same = 0
-    # the last turns are the answers, even where they are equal
-    while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
-        same += 1
-    return {**value, "prompt": chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        # the last turns are the answers, even where they are equal
+        while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
+            same += 1
+    if not same:
+        mend = "add it, or give chosen and rejected as conversations that begin alike"
+        raise DataError("the key is missing", key="prompt", mend=mend)
+    parts = {"prompt": value["chosen"][:same], "chosen": value["chosen"][same:]}
+    return {**value, **parts, "rejected": value["rejected"][same:]}
 
 
 def _example(row: Row, value: dict[str, Any]) -> Example:

@@ -65,7 +65,9 @@ def test_first_frame_sixteen_bits_and_cmyk() -> None:
     assert red[0] > 200 and red[1] < 60 and red[2] < 60
 
 
-@pytest.mark.parametrize("path", ["../secret.png", "a/../../secret.png", "/etc/passwd", "C:/x.png", "", "x\0y"])
+@pytest.mark.parametrize(
+    "path", ["../secret.png", "a/../../secret.png", "/etc/passwd", "C:/x.png", "", "x\0y"]
+)
 def test_no_path_leaves_the_root(tmp_path: Path, path: str) -> None:
     root = tmp_path / "root"
     root.mkdir()
@@ -121,7 +123,9 @@ def test_oversized_images_are_refused_before_decoding() -> None:
 def test_hash_is_of_the_file_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     want = hashlib.sha256(b"abc").hexdigest()
-    assert image_hash(Image(id="x", path="a"), tmp_path) == want == image_hash(Image(id="y", data=b"abc"), None)
+    assert (
+        image_hash(Image(id="x", path="a"), tmp_path) == want == image_hash(Image(id="y", data=b"abc"), None)
+    )
 
 
 def test_pad_square_centres_and_downscale_keeps_the_shape() -> None:

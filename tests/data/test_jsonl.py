@@ -24,8 +24,12 @@ from data.schema import Example, Facts, Image, Message, Preference, Prompt, Resp
 
 TURNS = [Message(role="user", content="Q?\u2028\n"), Message(role="assistant", content=" A\u00e9\U0001f600 ")]
 RECORDS = [
-    Example(id="e", image=Image(id="i", data=b"\x00\xff\x89PNG"), messages=TURNS, facts=Facts(captions=["c"])),
-    Prompt(id="p", image=Image(id="i", path="a/b.png"), question="Q?", answer_type="no", length_class="detail"),
+    Example(
+        id="e", image=Image(id="i", data=b"\x00\xff\x89PNG"), messages=TURNS, facts=Facts(captions=["c"])
+    ),
+    Prompt(
+        id="p", image=Image(id="i", path="a/b.png"), question="Q?", answer_type="no", length_class="detail"
+    ),
     Preference(
         id="x",
         messages=TURNS[:1],
@@ -101,7 +105,7 @@ def test_one_percent_bad_is_tolerated_and_more_is_not(tmp_path: Path) -> None:
     path = prompts(tmp_path / "a.jsonl", *good, "{")
     rejects = tmp_path / "rejects.jsonl"
     assert len(read_records(path, rejects=rejects)) == 99  # 1 of 100 is not more than 1 %
-    assert [json.loads(x) for x in rejects.read_text().splitlines()][0]["line"] == 100
+    assert json.loads(rejects.read_text())["line"] == 100
     path = prompts(tmp_path / "b.jsonl", *good[:98], "{", "[]")
     with pytest.raises(DataError, match=r"2 of 100 records are bad(.|\n)*b.jsonl:99: not valid JSON"):
         read_records(path)
