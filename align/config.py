@@ -101,6 +101,10 @@ class SftSettings(RunSettings):
     max_length: int | None = Field(None, ge=8)
     bf16: bool = False
     gradient_checkpointing: bool = False
+    #: encode every picture once and keep the frozen tower's features in memory
+    cache_features: bool = False
+    #: processes that open and preprocess pictures; 0 does it in the training process
+    workers: int = Field(0, ge=0)
 
 
 class RewardSettings(RunSettings):
@@ -209,9 +213,17 @@ class PpoSettings(RunSettings):
 
 class EvalSettings(RunSettings):
     model: ModelSettings
-    #: benchmark name -> file, e.g. {"pope": "pope/random.jsonl"}
-    benchmarks: dict[str, str]
+    #: benchmark -> file: any of pope_random, pope_popular, pope_adversarial, mmhal, describe
+    benchmarks: dict[Literal["pope_random", "pope_popular", "pope_adversarial", "mmhal", "describe"], str]
     images: str | None = None
+    #: folder of POPE's pictures inside ``images``
+    pope_prefix: str = ""
+    #: a folder of the built-in world: its scenes are the judge of mmhal and the truth of describe
+    world: str | None = None
+    #: recorded verdicts of MMHal's judge (JSONL), where there is no world
+    verdicts: str | None = None
+    #: further temperatures at which the describe prompts are answered, beside generate.temperature
+    describe_temperatures: list[float] = []
     generate: GenerateSettings = GenerateSettings(max_new_tokens=128, temperature=0.0)
     limit: int | None = Field(None, ge=1)
     bootstrap: int = Field(1000, ge=100)

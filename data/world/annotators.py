@@ -113,6 +113,8 @@ def rate(scene: Scene, kind: str, about: str | None, gt: str, response: str) -> 
     6 right and nothing false; 3 no answer but nothing false; 2 right with a false object;
     1 wrong; 0 wrong with a false object. Three or more means no hallucination (SPEC 9).
     """
+    if kind == "attribute" and about not in scene.objects:
+        kind = "adversarial"
     false = sorted(set(false_objects(scene, response)))
     right = _right(scene, kind, about, gt, response)
     if right and not false:

@@ -227,3 +227,25 @@ def corpus(scenes: list[Scene], seed: int = 0) -> list[str]:
         turns += [yes_no(absent(scene, rng), False), yes_no(scene.objects[0], True)]
         texts += [f" {t.question} {t.answer}" for t in turns]
     return texts
+
+
+_KINDS = (
+    ("comparison", re.compile(r"Are there more (\w+) or more")),
+    ("counting", re.compile(r"How many (\w+) are there")),
+    ("relation", re.compile(r"Where is the (\w+)")),
+    ("environment", re.compile(r"Where was this picture taken")),
+    ("other", re.compile(r"What does the board say")),
+    ("attribute", re.compile(r"What color (?:is|are) the (\w+)")),
+)
+
+
+def question_kind(question: str) -> tuple[str, str | None]:
+    """(type, object asked for) of one of the world's open questions; anything else is ``holistic``.
+
+    An attribute question about something absent is adversarial: only the scene can tell, see
+    ``annotators.rate``.
+    """
+    for kind, pattern in _KINDS:
+        if found := pattern.search(question):
+            return kind, _SINGULAR[found.group(1)] if found.groups() else None
+    return "holistic", None
