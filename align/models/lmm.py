@@ -397,10 +397,13 @@ def logprobs_of(
     return chosen, norm - (torch.softmax(logits, -1) * logits).sum(-1)
 
 
-def add_adapters(model: PreTrainedModel, lora: LoraSettings, names: Sequence[str]) -> Any:
+def add_adapters(
+    model: PreTrainedModel, lora: LoraSettings, names: Sequence[str], *, full: Sequence[str] = ()
+) -> Any:
     """Wrap ``model`` with one LoRA adapter a name, on the language model only; the first is active, all learn.
 
-    Each starts as the identity. Raises ModelError when no linear layer bears one of ``lora.targets``.
+    Each starts as the identity. Modules named in ``full`` (e.g. "multi_modal_projector") learn in full and are
+    saved with the adapter, one copy an adapter. Raises ModelError when no linear layer bears one of ``lora.targets``.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -413,7 +416,12 @@ def add_adapters(model: PreTrainedModel, lora: LoraSettings, names: Sequence[str
     # anchored: the same leaf names occur in CLIP towers
     pattern = (re.escape(prefix) + r"\." if prefix else "") + rf".*\.({'|'.join(map(re.escape, lora.targets))})"
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=pattern, task_type="CAUSAL_LM"
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=pattern,
+        modules_to_save=list(full) or None,
+        task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(model, config, adapter_name=names[0])
     for name in names[1:]:
@@ -439,7 +447,7 @@ def use_adapter(model: Any, name: str, trainable: Sequence[str] | None = None) -
 
 def adapter_of(parameter_name: str) -> str | None:
     """The adapter that a parameter of a PEFT model belongs to, or None for the base's."""
-    found = re.search(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\.([^.]+)", parameter_name)
+    found = re.search(r"\.(?:lora_[A-Za-z_]+|modules_to_save)\.([^.]+)", parameter_name)
     return found.group(1) if found else None
 
 
