@@ -57,7 +57,9 @@ def normalise(pixels: np.ndarray) -> Tensor:
 class Clip(nn.Module):
     """Vision tower + open_clip text tower + a region head, with one temperature for each term."""
 
-    def __init__(self, vision: OpenClipVisionModel, encode: Callable[[str], list[int]], vocab_size: int) -> None:
+    def __init__(
+        self, vision: OpenClipVisionModel, encode: Callable[[str], list[int]], vocab_size: int
+    ) -> None:
         super().__init__()
         config = vision.config
         self.vision = vision
@@ -144,7 +146,9 @@ def train(clip: Clip, run: ClipRun, report: Callable[[dict[str, float]], None]) 
             if run.region_weight:
                 phrases, where, cells = regions(batch, rng)
                 found = clip.embed_regions(grid, where, cells)
-                loss = loss + run.region_weight * contrast(found, clip.embed_texts(phrases), clip.scales[1].exp())
+                loss = loss + run.region_weight * contrast(
+                    found, clip.embed_texts(phrases), clip.scales[1].exp()
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)

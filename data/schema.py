@@ -145,9 +145,8 @@ class Preference(Record):
         _check_turns(self.messages, "user")
         for question, choice in self.choices.items():
             if choice is not None and not 0 <= choice < len(self.responses):
-                raise ValueError(
-                    f"choices[{question!r}] is {choice}; it must be an index below {len(self.responses)} or null"
-                )
+                rule = f"it must be an index below {len(self.responses)} or null"
+                raise ValueError(f"choices[{question!r}] is {choice}; {rule}")
         return self
 
     @property

@@ -29,9 +29,6 @@ from data.world import language as lang
 from data.world import reading
 from data.world.scene import Scene, sample_scene
 
-#: where the shipped base stands
-BASE = Path(__file__).parent / "world_base"
-
 VISION = {"layers": 4, "width": 128, "head_width": 32, "patch_size": 16, "image_size": 96}
 VOCABULARY = 720
 
@@ -49,7 +46,11 @@ class BaseRun:
 
 def tokenizer_for_world() -> Any:
     scenes = [sample_scene(9000, i) for i in range(3000)]
-    wording = [reading.TEMPLATE.replace("{facts}", reading.HEADER), "Give a short caption.", *lang.DESCRIBE] * 50
+    wording = [
+        reading.TEMPLATE.replace("{facts}", reading.HEADER),
+        "Give a short caption.",
+        *lang.DESCRIBE,
+    ] * 50
     roles = ["USER: ASSISTANT: Yes No A B C D"] * 50
     tokenizer = train_tokenizer(lang.corpus(scenes) + wording + roles, VOCABULARY)
     return tokenizer
@@ -75,7 +76,7 @@ def answers_only(labels: torch.Tensor, longest: int = 3) -> torch.Tensor:
     what is concluded, not the possibly false description that is read."""
     kept = labels.clone()
     for row in kept:
-        learned = (row != -100).int().tolist() + [0]
+        learned = [*(row != -100).int().tolist(), 0]
         start = None
         for i, on in enumerate(learned):
             if on and start is None:
@@ -87,7 +88,9 @@ def answers_only(labels: torch.Tensor, longest: int = 3) -> torch.Tensor:
     return kept
 
 
-def train_language(model: Any, processor: Any, run: BaseRun, report: Callable[[dict[str, float]], None]) -> None:
+def train_language(
+    model: Any, processor: Any, run: BaseRun, report: Callable[[dict[str, float]], None]
+) -> None:
     """Projector and language model over the frozen tower: caption loss + reading loss, each a token mean."""
     torch.manual_seed(run.seed)
     rng = random.Random(run.seed + 1)

@@ -11,11 +11,12 @@ import torch
 
 
 def main(argv: list[str] | None = None) -> int:
+    from align.config import WORLD_BASE
     from align.contrastive import ClipRun
-    from align.models.world_base import BASE, BaseRun, build_base
+    from align.models.world_base import BaseRun, build_base
 
     parser = argparse.ArgumentParser(prog="world-base", description=__doc__)
-    parser.add_argument("--output", type=Path, default=BASE)
+    parser.add_argument("--output", type=Path, default=WORLD_BASE)
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     args = parser.parse_args(argv)
     torch.set_num_threads(min(2, torch.get_num_threads()))

@@ -126,5 +126,3 @@ def rate(scene: Scene, kind: str, about: str | None, gt: str, response: str) -> 
     if not response.strip() or (kind == "holistic" and not mentioned(response)):
         return 3, "no answer, and nothing false"
     return 1, f"wrong; the scene's answer: {gt}"
-
-

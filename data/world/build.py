@@ -64,7 +64,11 @@ def _facts(scene: Scene, rationales: list[str] | None = None) -> Facts:
 
 
 def _messages(turns: Iterable[lang.Turn]) -> list[Message]:
-    return [m for t in turns for m in (Message(role="user", content=t.question), Message(role="assistant", content=t.answer))]
+    return [
+        m
+        for t in turns
+        for m in (Message(role="user", content=t.question), Message(role="assistant", content=t.answer))
+    ]
 
 
 def synthetic_example(scene: Scene, rates: WorldRates) -> Example:
@@ -84,7 +88,10 @@ def synthetic_example(scene: Scene, rates: WorldRates) -> Example:
             turns.append(rng.choice(makers)(scene, rng))
     if rng.random() < 0.75:
         groups = lang.plant(scene, rng) if rng.random() < rates.planted else None
-        turns.insert(rng.choice((0, len(turns))), lang.Turn("detail", rng.choice(lang.DESCRIBE), lang.describe(scene, rng, groups)))
+        turns.insert(
+            rng.choice((0, len(turns))),
+            lang.Turn("detail", rng.choice(lang.DESCRIBE), lang.describe(scene, rng, groups)),
+        )
     return Example(
         id=f"sft/{scene.id}", image=image_of(scene), messages=_messages(turns), task="conversation",
         facts=_facts(scene), source="world-synthetic", split="train",
@@ -154,7 +161,14 @@ def pope_rows(scenes: list[Scene], seed: int) -> dict[str, list[dict[str, object
             for yes, no in zip(present, negatives[split], strict=True):
                 for name, truth in ((yes, True), (no, False)):
                     turn = lang.yes_no(name, truth)
-                    rows.append({"question_id": len(rows) + 1, "image": f"{s.id}.png", "text": turn.question, "label": turn.answer.lower()})
+                    rows.append(
+                        {
+                            "question_id": len(rows) + 1,
+                            "image": f"{s.id}.png",
+                            "text": turn.question,
+                            "label": turn.answer.lower(),
+                        }
+                    )
     return splits
 
 
@@ -203,19 +217,26 @@ def build(folder: Path, sizes: WorldSizes, rates: WorldRates, *, seed: int, work
           describe_share: float = 0.75) -> None:  # fmt: skip
     """Write the whole folder; the same arguments give the same bytes."""
     streams = {"sft": sizes.sft, "human": sizes.human, "pairs": sizes.pairs, "prompts": sizes.prompts}
-    scenes = {k: [sample_scene(scene_seed(seed, k), i, rates.difficulty) for i in range(n)] for k, n in streams.items()}
+    scenes = {
+        k: [sample_scene(scene_seed(seed, k), i, rates.difficulty) for i in range(n)]
+        for k, n in streams.items()
+    }
     count = max(sizes.describe, 2 * sizes.pope_images, 150)
     scenes["eval"] = [sample_scene(scene_seed(seed, "eval"), i, rates.difficulty) for i in range(count)]
     every = [s for group in scenes.values() for s in group]
     folder.mkdir(parents=True, exist_ok=True)
     draw_all(every, folder / "images", workers)
-    write_text(folder / "scenes.jsonl", "".join(json.dumps(s.to_json(), sort_keys=True) + "\n" for s in every))
+    write_text(
+        folder / "scenes.jsonl", "".join(json.dumps(s.to_json(), sort_keys=True) + "\n" for s in every)
+    )
     write_json(folder / "captions.json", {f"{s.id}.png": lang.captions(s) for s in every})
     rng = random.Random(f"build/{seed}")
     write_records(folder / "sft.jsonl", [synthetic_example(s, rates) for s in scenes["sft"]])
     write_records(folder / "human.jsonl", [human_example(s, rng) for s in scenes["human"]])
     for split in ("pairs", "prompts"):
-        write_records(folder / f"{split}.jsonl", [prompt_for(s, rng, split, describe_share) for s in scenes[split]])
+        write_records(
+            folder / f"{split}.jsonl", [prompt_for(s, rng, split, describe_share) for s in scenes[split]]
+        )
     describe = [prompt_for(s, rng, "describe", 1.1) for s in scenes["eval"][: sizes.describe]]
     write_records(folder / "eval" / "describe.jsonl", describe)
     crowded = [s for s in scenes["eval"] if len(s.objects) >= 3][: sizes.pope_images]

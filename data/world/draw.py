@@ -8,8 +8,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from data.world.pen import PALETTE, RGB
 from data.world.scene import COLOURS, OBJECTS, Scene
-from data.world.shapes import PALETTE, RGB, sprite
+from data.world.shapes import sprite
 
 #: side of the picture that the world's models see, pixels
 SIDE = 96
@@ -58,7 +59,9 @@ def _board(word: str, side: int) -> Image.Image:
     board = Image.new("RGBA", (big, big), (0, 0, 0, 0))
     draw = ImageDraw.Draw(board)
     draw.rectangle((big * 0.46, big * 0.6, big * 0.54, big), (90, 70, 55))
-    draw.rounded_rectangle((0, big * 0.22, big - 1, big * 0.68), big // 16, (252, 250, 240), (30, 30, 36), big // 24)
+    draw.rounded_rectangle(
+        (0, big * 0.22, big - 1, big * 0.68), big // 16, (252, 250, 240), (30, 30, 36), big // 24
+    )
     font = ImageFont.load_default(size=big * (0.34 if len(word) == 4 else 0.4))
     draw.text((big / 2, big * 0.45), word, (30, 30, 36), font, anchor="mm", stroke_width=max(1, big // 64))
     return board.resize((side, side), Image.Resampling.LANCZOS)

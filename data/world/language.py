@@ -21,7 +21,10 @@ LETTERS = "ABCD"
 
 
 #: environment with its preposition
-PLACES = {name: f"{'on' if name in ('street', 'beach') else 'in'} a{'n' if name[0] == 'o' else ''} {name}" for name in ENVIRONMENTS}
+PLACES = {
+    name: f"{'on' if name in ('street', 'beach') else 'in'} a{'n' if name[0] == 'o' else ''} {name}"
+    for name in ENVIRONMENTS
+}
 
 
 def article(word: str) -> str:
@@ -70,7 +73,8 @@ def caption(scene: Scene, rng: random.Random) -> str:
     ]
     style = rng.randrange(4)
     if style == 0:
-        return f"{listing([phrase(g.name, g.colour, g.count) for g in seen])} {PLACES[scene.environment]}.".capitalize()
+        things = listing([phrase(g.name, g.colour, g.count) for g in seen])
+        return f"{things} {PLACES[scene.environment]}.".capitalize()
     if style == 1:
         return f"A picture of {listing([phrase(g.name, None, g.count) for g in seen])}."
     if style == 2:
@@ -151,7 +155,9 @@ def comparison(scene: Scene, rng: random.Random) -> Turn:
     if a.count == b.count:
         return Turn("comparison", question, "There are as many of both.", a.name)
     more, less = (a, b) if a.count > b.count else (b, a)
-    return Turn("comparison", question, f"There are more {PLURALS[more.name]} than {PLURALS[less.name]}.", a.name)
+    return Turn(
+        "comparison", question, f"There are more {PLURALS[more.name]} than {PLURALS[less.name]}.", a.name
+    )
 
 
 def counting(scene: Scene, rng: random.Random) -> Turn:
@@ -204,7 +210,9 @@ def choice(scene: Scene, rng: random.Random) -> tuple[Turn, list[str]]:
         f"The image shows {phrase(right.name, None, right.count)}.",
     ]
     letter = LETTERS[options.index(right.name)]
-    return Turn("choice", f"Which of these is in the image? {text} Answer with the letter.", letter, right.name), rationales
+    return Turn(
+        "choice", f"Which of these is in the image? {text} Answer with the letter.", letter, right.name
+    ), rationales
 
 
 def spotting(scene: Scene, rng: random.Random) -> Turn:
@@ -219,7 +227,12 @@ def spotting(scene: Scene, rng: random.Random) -> Turn:
 def corpus(scenes: list[Scene], seed: int = 0) -> list[str]:
     """Texts that show every word of the language: what the tokenizer is trained on."""
     rng = random.Random(f"corpus/{seed}")
-    texts = [f"{phrase(n, c, k)} {place}" for n in OBJECTS for c in COLOURS for k, place in zip((1, 2, 3), CELLS[:3])]
+    texts = [
+        f"{phrase(n, c, k)} {place}"
+        for n in OBJECTS
+        for c in COLOURS
+        for k, place in zip((1, 2, 3), CELLS[:3])
+    ]
     texts += [f"{place} {CELLS[(i * 5) % 9]}" for i, place in enumerate(CELLS)] + list(ENVIRONMENTS)
     for scene in scenes:
         texts += captions(scene, seed)

@@ -36,12 +36,20 @@ def questions(scene: Scene, rng: random.Random) -> Example:
         kind = rng.random()
         if kind < 0.75:
             truth = rng.random() < 0.5
-            turn = lang.yes_no(rng.choice(told) if truth else lang.absent(scene, rng, rng.choice(("tempting", "random"))), truth)
+            turn = lang.yes_no(
+                rng.choice(told) if truth else lang.absent(scene, rng, rng.choice(("tempting", "random"))),
+                truth,
+            )
         else:
-            known = Scene(scene.id, scene.theme, scene.environment, tuple(g for g in scene.groups if g.name in told), 0)
+            known = Scene(
+                scene.id, scene.theme, scene.environment, tuple(g for g in scene.groups if g.name in told), 0
+            )
             turn = lang.choice(known, rng)[0]
         lead = facts_lines(facts) + "\n" if i == 0 else ""
-        messages += [Message(role="user", content=lead + turn.question), Message(role="assistant", content=turn.answer)]
+        messages += [
+            Message(role="user", content=lead + turn.question),
+            Message(role="assistant", content=turn.answer),
+        ]
     return Example(id=f"read/{scene.id}", messages=messages, source="world-reading")
 
 
@@ -54,7 +62,9 @@ def corrupt(scene: Scene, rng: random.Random) -> list[Group]:
             i = rng.randrange(len(groups))
             groups[i] = Group(name, groups[i].colour, groups[i].cells)
         else:
-            groups.insert(rng.randrange(len(groups) + 1), Group(name, rng.choice(COLOURS), (rng.randrange(9),)))
+            groups.insert(
+                rng.randrange(len(groups) + 1), Group(name, rng.choice(COLOURS), (rng.randrange(9),))
+            )
     return groups
 
 

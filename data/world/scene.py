@@ -56,8 +56,10 @@ PARTNERS: dict[str, str] = {
 }  # fmt: skip
 
 #: colours that a thing has half of the time; the other half is uniform
-TYPICAL = {"banana": "yellow", "apple": "red", "hydrant": "red", "tv": "black", "refrigerator": "white",
-           "pizza": "orange", "giraffe": "yellow", "bottle": "green", "car": "red", "boat": "blue"}  # fmt: skip
+TYPICAL = {
+    "banana": "yellow", "apple": "red", "hydrant": "red", "tv": "black", "refrigerator": "white",
+    "pizza": "orange", "giraffe": "yellow", "bottle": "green", "car": "red", "boat": "blue",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,4 +143,6 @@ def sample_scene(seed: int, index: int, difficulty: float = 0.5) -> Scene:
     groups.sort(key=lambda g: g.cells[0])
     text = (cells.pop(), rng.choice(WORDS)) if cells and rng.random() < 0.25 else None
     environment = THEMES[theme][0] if rng.random() < 0.85 else rng.choice(ENVIRONMENTS)
-    return Scene(f"w{seed}-{index:06d}", theme, environment, tuple(groups), rng.getrandbits(31), text, difficulty)
+    return Scene(
+        f"w{seed}-{index:06d}", theme, environment, tuple(groups), rng.getrandbits(31), text, difficulty
+    )
