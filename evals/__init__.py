@@ -1,0 +1,1 @@
+"""What judges: parsers, metrics, benchmarks, judges and the report. Never imports ``align`` or torch."""

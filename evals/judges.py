@@ -1,0 +1,132 @@
+"""Who rates an open answer: any function, a world's oracle, or verdicts recorded before; cached by content.
+
+A judge sees text only (the image's objects, the question, a human answer, the response), as MMHal-Bench's
+does, and answers in its own words; the benchmark parses the rating out of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from data.jsonl import DataError, read_records
+from data.schema import Verdict
+from evals.journal import Journal, content_hash
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """One response to be rated, with all that the judge may know."""
+
+    id: str
+    #: id of the image
+    image: str
+    question: str
+    response: str
+    #: a human's answer
+    reference: str
+    #: names of the objects in the image
+    objects: tuple[str, ...]
+    #: the whole text for a judge that reads a prompt
+    prompt: str
+
+    @property
+    def key(self) -> str:
+        """Hash of everything but the id: equal questions need one verdict only."""
+        return content_hash({k: v for k, v in asdict(self).items() if k != "id"})
+
+
+class Judge(Protocol):
+    """Answers requests: id -> the judge's words, exactly one entry for each request."""
+
+    @property
+    def name(self) -> str: ...
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> dict[str, str]: ...
+
+
+@dataclass(frozen=True)
+class FunctionJudge:
+    """A judge from a function of one request, such as the oracle of the built-in world."""
+
+    name: str
+    function: Callable[[JudgeRequest], str]
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> dict[str, str]:
+        return {request.id: self.function(request) for request in requests}
+
+
+class CachedJudge:
+    """Keeps every verdict of another judge on disk, by the content judged; never asks twice.
+
+    A changed prompt, response or judge name is other content. Several judges may share one file.
+    """
+
+    def __init__(self, judge: Judge, path: str | Path, *, chunk: int = 16) -> None:
+        self.inner, self.chunk = judge, chunk
+        self.journal = Journal(path)
+        self.asked = 0
+        self._known = {row["key"]: row["text"] for row in self.journal.rows if row.get("judge") == judge.name}
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> dict[str, str]:
+        """Cached words where there are any; the rest is asked and written chunk by chunk."""
+        new = {request.key: request for request in requests if request.key not in self._known}
+        todo = list(new.items())
+        for start in range(0, len(todo), self.chunk):
+            part = todo[start : start + self.chunk]
+            said = self.inner.judge([request for _, request in part])
+            missing = [request.id for _, request in part if not isinstance(said.get(request.id), str)]
+            if missing:
+                rule = f"judge {self.name!r} gave no text for {missing[0]!r}"
+                raise DataError(rule, mend="make it answer each request")
+            self.journal.add(
+                {"judge": self.name, "key": key, "id": request.id, "text": said[request.id]}
+                for key, request in part
+            )
+            self._known |= {key: said[request.id] for key, request in part}
+            self.asked += len(part)
+        return {request.id: self._known[request.key] for request in requests}
+
+
+class RecordedJudge:
+    """Replays verdicts recorded before (``reason`` holds the judge's words); refuses what was not judged."""
+
+    def __init__(self, verdicts: Iterable[Verdict]) -> None:
+        self._said: dict[tuple[str, str, str], str] = {}
+        names = set()
+        for verdict in verdicts:
+            if verdict.reason is None:
+                mend = "record what the judge wrote, e.g. 'Rating: 4'"
+                rule = f"the verdict on {verdict.id!r} holds no words of its judge"
+                raise DataError(rule, key="reason", mend=mend)
+            key = (verdict.id, verdict.question, verdict.response)
+            if self._said.setdefault(key, verdict.reason) != verdict.reason:
+                rule = f"two different verdicts on one response to {verdict.id!r}"
+                raise DataError(rule, mend="keep one of them")
+            names.add(verdict.judge)
+        if len(names) != 1:
+            rule = f"verdicts of {len(names)} judges ({', '.join(sorted(names))})"
+            raise DataError(rule, key="judge", mend="give those of one judge")
+        self.name = f"recorded {names.pop()}"
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> dict[str, str]:
+        """Raises DataError for a response that was not judged, or whose text or question has changed."""
+        found: dict[str, str] = {}
+        for request in requests:
+            key = (request.id, request.question, request.response)
+            if key not in self._said:
+                rule = f"no recorded verdict on this response to {request.id!r}"
+                raise DataError(rule, mend="judge it first, or give the responses that were judged")
+            found[request.id] = self._said[key]
+        return found
+
+
+def read_recorded(path: str | Path) -> RecordedJudge:
+    """A RecordedJudge from a file of Verdict records."""
+    return RecordedJudge(v for v in read_records(path, "verdict") if isinstance(v, Verdict))

@@ -1,0 +1,304 @@
+"""Figures with their uncertainty: bootstrap intervals, paired comparisons, comparison at matched recall.
+
+Every figure here is a function of column sums over items (a mean is sum/n, F1 is a function of the sums
+of tp, fp and fn). So one bootstrap serves all: draw items (or whole images) with replacement, add up
+their columns, apply the function. Seeds make every interval reproducible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+#: from column sums of shape (..., k) to values of shape (...)
+Statistic = Callable[[Floats], Floats]
+
+#: drawn indices held in memory at once
+_CHUNK = 4_000_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure over ``n`` items with its bootstrap percentile interval (95 % by default).
+
+    NaN where the figure is undefined, e.g. the precision of a model that never says yes.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """JSON values; undefined becomes None."""
+        found = {"value": self.value, "low": self.low, "high": self.high}
+        return {k: v if math.isfinite(v) else None for k, v in found.items()} | {"n": self.n}
+
+
+def interval_from(found: dict[str, Any]) -> Interval:
+    """The Interval that ``as_dict`` wrote."""
+    low, value, high = (math.nan if found[k] is None else float(found[k]) for k in ("low", "value", "high"))
+    return Interval(value, low, high, int(found["n"]))
+
+
+def divide(numerator: ArrayLike, denominator: ArrayLike) -> Floats:
+    """Elementwise quotient; NaN where the denominator is 0."""
+    top, bottom = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
+    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
+
+
+def ratio(sums: Floats) -> Floats:
+    """Column 0 over column 1: a mean (column 1 all ones), or a ratio of totals."""
+    return divide(sums[..., 0], sums[..., 1])
+
+
+def f1(sums: Floats) -> Floats:
+    """F1 from the sums of (tp, fp, fn): 2·tp / (2·tp + fp + fn). 0 where nothing was called positive."""
+    tp, fp, fn = sums[..., 0], sums[..., 1], sums[..., 2]
+    return np.nan_to_num(divide(2 * tp, 2 * tp + fp + fn), nan=0.0)
+
+
+def _columns(columns: ArrayLike) -> Floats:
+    table = np.asarray(columns, dtype=float)
+    if table.ndim != 2 or not len(table):
+        raise ValueError(f"columns have shape {table.shape}; give at least one item, as (items, columns)")
+    return table
+
+
+def _by_cluster(table: Floats, clusters: Sequence[Hashable] | None) -> Floats:
+    """(items, k) summed to (clusters, k), clusters in order of first appearance."""
+    if clusters is None:
+        return table
+    if len(clusters) != len(table):
+        raise ValueError(f"{len(clusters)} cluster names for {len(table)} items; give one for each item")
+    codes: dict[Hashable, int] = {}
+    index = [codes.setdefault(name, len(codes)) for name in clusters]
+    summed = np.zeros((len(codes), table.shape[1]))
+    np.add.at(summed, index, table)
+    return summed
+
+
+def resampled_sums(table: Floats, n_boot: int, seed: int) -> Floats:
+    """Column sums (n_boot, k) of resamples, each of as many rows as ``table`` (n, k) has."""
+    n = len(table)
+    rng = np.random.default_rng(seed)
+    step = max(1, _CHUNK // n)
+    sums = np.empty((n_boot, table.shape[1]))
+    for start in range(0, n_boot, step):
+        rows = min(step, n_boot - start)
+        drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
+        sums[start : start + rows] = counts.astype(float) @ table
+    return sums
+
+
+def bootstrap(
+    columns: ArrayLike,
+    statistic: Statistic,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    n_boot: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """The statistic of the column sums, with its percentile interval.
+
+    ``columns`` is (items, k). Items are resampled, or with ``clusters`` (one name an item, e.g. its
+    image) whole clusters, because answers about one image are not independent. Resamples in which the
+    statistic is undefined are left out. Raises ValueError for no items or a wrong number of clusters.
+    """
+    table = _columns(columns)
+    value = float(statistic(table.sum(axis=0)))
+    drawn = statistic(resampled_sums(_by_cluster(table, clusters), n_boot, seed))
+    drawn = drawn[np.isfinite(drawn)]
+    if not math.isfinite(value) or not len(drawn):
+        return Interval(value, math.nan, math.nan, len(table))
+    tail = 50 * (1 - level)
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return Interval(value, float(low), float(high), len(table))
+
+
+def paired_difference(
+    columns_a: ArrayLike,
+    columns_b: ArrayLike,
+    statistic: Statistic,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    n_boot: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """statistic(a) − statistic(b) over the same items in the same order, resampled together."""
+    a, b = _columns(columns_a), _columns(columns_b)
+    if a.shape != b.shape:
+        raise ValueError(
+            f"shapes {a.shape} and {b.shape} differ; give both models' columns for one set of items"
+        )
+    k = a.shape[1]
+
+    def difference(sums: Floats) -> Floats:
+        return statistic(sums[..., :k]) - statistic(sums[..., k:])
+
+    return bootstrap(np.hstack([a, b]), difference, clusters=clusters, n_boot=n_boot, seed=seed)
+
+
+def mean_columns(values: ArrayLike) -> Floats:
+    """Values (n,) as the (n, 2) columns whose ``ratio`` is their mean."""
+    flat = np.asarray(values, dtype=float)
+    return np.stack([flat, np.ones_like(flat)], axis=1)
+
+
+def mean_interval(values: ArrayLike, **options: Any) -> Interval:
+    """The mean of values (n,); options as in ``bootstrap``."""
+    return bootstrap(mean_columns(values), ratio, **options)
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Items that only one of two models got right, and the exact two-sided p of that split."""
+
+    only_a: int
+    only_b: int
+    p: float
+
+
+def mcnemar_exact(right_a: ArrayLike, right_b: ArrayLike) -> McNemar:
+    """McNemar's exact (binomial) test on paired right/wrong answers of shape (n,).
+
+    p = min(1, 2·P(X <= min(only_a, only_b))), X ~ Binomial(only_a + only_b, 1/2); 1 without disagreement.
+    """
+    a, b = np.asarray(right_a, dtype=bool), np.asarray(right_b, dtype=bool)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"shapes {a.shape} and {b.shape}; give one entry for each of the same items")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    n = only_a + only_b
+    ways, total = 1, 0
+    for k in range(min(only_a, only_b) + 1):
+        total += ways
+        ways = ways * (n - k) // (k + 1)
+    return McNemar(only_a, only_b, min(1.0, 2 * total / 2**n))
+
+
+@dataclass(frozen=True)
+class Mentions:
+    """What n descriptions name: integer arrays of shape (n,)."""
+
+    #: mentions of objects that are not there, repeats included
+    false: NDArray[np.int64]
+    #: all mentions, repeats included
+    total: NDArray[np.int64]
+    #: distinct true objects named
+    named: NDArray[np.int64]
+    #: distinct objects in the image
+    present: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        shapes = {np.shape(v) for v in (self.false, self.total, self.named, self.present)}
+        if len(shapes) != 1 or len(shapes.copy().pop()) != 1:
+            raise ValueError(f"shapes {sorted(shapes)}; give four arrays of one length")
+        if np.any(self.false > self.total) or np.any(self.named > self.present):
+            raise ValueError("false must not exceed total, nor named exceed present, in any response")
+
+
+@dataclass(frozen=True)
+class Matched:
+    """One figure of two models at matched recall."""
+
+    a: Interval
+    b: Interval
+    difference: Interval
+
+    def as_dict(self) -> dict[str, dict[str, float | int | None]]:
+        """JSON values."""
+        return {"a": self.a.as_dict(), "b": self.b.as_dict(), "difference": self.difference.as_dict()}
+
+
+@dataclass(frozen=True)
+class MatchedRecall:
+    """Two models compared where they name equally much; see ``matched_recall``."""
+
+    hallucination_rate: Matched
+    chair_i: Matched
+    #: the recall that both models have after weighting
+    recall: float
+    #: (objects in the image, true objects named) cells in which both models have responses
+    strata: int
+    #: share of each model's responses that lie in those cells
+    share_a: float
+    share_b: float
+
+
+def matched_recall(
+    a: Mentions,
+    b: Mentions,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    n_boot: int = 1000,
+    seed: int = 0,
+) -> MatchedRecall:
+    """Hallucination rate and CHAIR_i of two models at equal recall: Mantel-Haenszel standardisation.
+
+    A model can lower its hallucination rate by naming less. So responses are put into strata
+    s = (objects in the image, distinct true objects named), inside which recall is one number; each
+    model's mean per response in s (share with a false object, false mentions, mentions) is averaged
+    over s with the common weights w_s = n_as·n_bs / (n_as + n_bs), the Mantel-Haenszel weights of a
+    risk difference. Strata that only one model reaches weigh 0. Both weighted samples then have the
+    same recall exactly. CHAIR_i is the ratio of the two weighted means. Intervals resample items
+    (or ``clusters``) with both models' responses together, weights recomputed each time.
+
+    It describes the responses given; it does not say what a model would have said, had it been made
+    to name more. Undefined (NaN) where no stratum is shared. Raises ValueError unless both models
+    answered the same items (equal ``present``).
+    """
+    if not np.array_equal(a.present, b.present):
+        raise ValueError("the two models' responses are about different items; join them by id first")
+    cells = np.stack([a.present, a.named], 1), np.stack([b.present, b.named], 1)
+    strata, codes = np.unique(np.concatenate(cells), axis=0, return_inverse=True)
+    codes = codes.ravel()
+    size, n = len(strata), len(a.present)
+    table = np.hstack([_stratum_columns(a, codes[:n], size), _stratum_columns(b, codes[n:], size)])
+
+    def figure(take: Callable[[Floats, Floats], Floats]) -> Statistic:
+        return lambda sums: take(*_weighted(sums, size))
+
+    def matched(of: Callable[[Floats], Floats]) -> Matched:
+        found = [
+            bootstrap(table, figure(take), clusters=clusters, n_boot=n_boot, seed=seed)
+            for take in (lambda x, y: of(x), lambda x, y: of(y), lambda x, y: of(x) - of(y))
+        ]
+        return Matched(*found)
+
+    sums = table.sum(axis=0).reshape(2, 4, size)
+    common = (sums[0, 0] > 0) & (sums[1, 0] > 0)
+    weights = divide(sums[0, 0] * sums[1, 0], sums[0, 0] + sums[1, 0])
+    return MatchedRecall(
+        hallucination_rate=matched(lambda means: means[..., 0]),
+        chair_i=matched(lambda means: divide(means[..., 1], means[..., 2])),
+        recall=float(divide(weights @ strata[:, 1], weights @ strata[:, 0])),
+        strata=int(common.sum()),
+        share_a=float(sums[0, 0][common].sum() / n),
+        share_b=float(sums[1, 0][common].sum() / n),
+    )
+
+
+def _stratum_columns(m: Mentions, codes: NDArray[np.int64], size: int) -> Floats:
+    """(n, 4·size): each response's (1, hallucinated, false, total) in the columns of its stratum."""
+    values = np.stack([np.ones_like(m.false), m.false > 0, m.false, m.total], axis=1)
+    columns = np.zeros((len(codes), 4, size))
+    columns[np.arange(len(codes)), :, codes] = values
+    return columns.reshape(len(codes), -1)
+
+
+def _weighted(sums: Floats, size: int) -> tuple[Floats, Floats]:
+    """Sums (..., 2·4·size) to both models' weighted means (..., 3) of hallucinated, false, total."""
+    cube = sums.reshape(*sums.shape[:-1], 2, 4, size)
+    counts = cube[..., 0, :]
+    weights = np.nan_to_num(divide(counts.prod(axis=-2), counts.sum(axis=-2)))
+    means = np.nan_to_num(divide(cube[..., 1:, :], counts[..., None, :]))
+    total = divide((means * weights[..., None, None, :]).sum(axis=-1), weights.sum(axis=-1)[..., None, None])
+    return total[..., 0, :], total[..., 1, :]
