@@ -1,0 +1,80 @@
+"""Model cards: the README.md saved beside an adapter, for whoever finds the folder without the run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from align.config import ModelSettings, PpoSettings, RewardSettings
+from align.reward_model import RewardInfo
+
+
+def reward_card(info: RewardInfo, settings: RewardSettings, n: int, skipped: Counter[str]) -> str:
+    """What a reward model was trained on (``n`` pairs), how good it is, and what to expect."""
+    facts = ", ".join(info.facts)
+    reads = f"facts about the image: {facts}" if facts else "the image and the conversation only, no facts"
+    lines = [
+        "# Reward model",
+        "",
+        f"Base: {_base(info.model)}. It reads {reads}.",
+        "",
+        f"Trained on {n} pairs by the question `{info.target}`, seed {settings.seed}; passed over: "
+        f"{skipped['ties']} ties, {skipped['identical']} pairs of equal texts.",
+        "",
+        "## Agreement with held-out choices",
+        "",
+        *_agreement(info.heldout),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _agreement(found: dict[str, float | int | None] | None) -> list[str]:
+    if found is None:
+        return ["No pairs were held out: how well it agrees with choices is unknown."]
+    lines = [
+        f"**{_share(found['accuracy'])}** of {found['n']} pairs "
+        f"(95 % interval {_share(found['low'])} to {_share(found['high'])}).",
+        "This is the best of the evaluations during training, so slightly optimistic.",
+        "",
+        "- Human labelers agree with each other on 69 % of pairs: the ceiling that noisy labels set. "
+        "63 to 67 % is normal for a good reward model, 50 % is chance.",
+        f"- Pairs of equal length (within 2 tokens): {_share(found['equal_length_accuracy'])} "
+        f"of {found['equal_length_n']}.",
+        f'- "The shorter response is better", alone: {_share(found["shorter_accuracy"])}.',
+        f"- Correlation of score and length: {_signed(found['length_correlation'])}.",
+    ]
+    if (found["low"] or 0) <= 0.5:
+        lines += [
+            "",
+            "**Not told apart from chance: a failed training, or too few held-out pairs. Do not use it.**",
+        ]
+    return lines
+
+
+def policy_card(settings: PpoSettings, steps: int, stopped: str | None) -> str:
+    """What a PPO policy is, after ``steps`` steps; ``stopped`` says why the run ended early."""
+    lines = [
+        "# Policy",
+        "",
+        f"LoRA adapter trained with PPO for {steps} of {settings.steps} steps, seed {settings.seed}.",
+        "",
+        f"- Base: {_base(settings.model)}. The adapter needs exactly these weights under it.",
+        f"- Reward model: `{settings.reward_model}`.",
+        f"- KL coefficient {settings.kl_coef} ({settings.kl_form}), {settings.rollouts} rollouts a step.",
+    ]
+    if stopped is not None:
+        lines += ["", f"**Stopped early: {stopped}**"]
+    return "\n".join([*lines, ""])
+
+
+def _base(model: ModelSettings) -> str:
+    merged = f" with the adapter `{model.adapter}` merged into it" if model.adapter else ""
+    return f"`{model.path}`{merged}"
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1%}"
+
+
+def _signed(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:+.2f}"

@@ -1,0 +1,192 @@
+"""Preferences as pairs of a better and a worse response, and how well scores agree with them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from align.schedule import permutation
+from data.jsonl import DataError
+from data.schema import Facts, Image, Message, Preference
+
+#: responses count as equally long within so many tokens
+EQUAL_LENGTH = 2
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One comparison; ``id`` is the preference's (several pairs where that has more than two responses)."""
+
+    id: str
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    facts: Facts
+    image: Image | None
+
+
+def pairs_of(records: Sequence[Preference], target: str) -> tuple[list[Pair], Counter[str]]:
+    """The pairs that ``target`` decides, and the counts of records passed over ("ties", "identical").
+
+    ``target`` is "preferred" (hallucination, then helpfulness, then overall) or a question in ``choices``.
+    The chosen response is paired with each of the others.
+
+    Raises:
+        DataError: no record was asked ``target``, or none is decided.
+    """
+    asked = {question for record in records for question in record.choices}
+    if target != "preferred" and target not in asked:
+        mend = f"choose from preferred, {', '.join(sorted(asked))}"
+        raise DataError(f"no record answers {target!r}", key="target", mend=mend)
+    pairs: list[Pair] = []
+    skipped: Counter[str] = Counter()
+    for record in records:
+        best = record.preferred if target == "preferred" else record.choices.get(target)
+        if best is None:
+            skipped["ties"] += 1
+            continue
+        chosen = record.responses[best].text
+        others = [r.text for i, r in enumerate(record.responses) if i != best]
+        different = [text for text in others if text != chosen]
+        skipped["identical"] += len(others) - len(different)
+        pairs += [
+            Pair(record.id, tuple(record.messages), chosen, text, record.facts, record.image)
+            for text in different
+        ]
+    if not pairs:
+        rule = f"all {len(records)} preferences are ties or pairs of equal texts"
+        raise DataError(rule, key="target", mend="train on decided preferences, or choose another target")
+    return pairs, skipped
+
+
+def hold_out(pairs: Sequence[Pair], count: int, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """(training, held-out) pairs; at least ``count`` are held out, with all pairs of their images.
+
+    Whole images are held out, since a pair of a picture seen in training says little.
+
+    Raises:
+        DataError: that would leave less than half of the pairs to train on.
+    """
+    if count == 0:
+        return list(pairs), []
+    of_image: dict[str, list[int]] = {}
+    for i, pair in enumerate(pairs):
+        of_image.setdefault(pair.image.id if pair.image else f"no image/{pair.id}", []).append(i)
+    groups = list(of_image.values())
+    held: set[int] = set()
+    for g in permutation(len(groups), seed, "holdout"):
+        if len(held) >= count:
+            break
+        held.update(groups[g])
+    if 2 * len(held) > len(pairs):
+        rule = f"holding out {count} (with their images: {len(held)}) of {len(pairs)} pairs leaves too few"
+        raise DataError(rule, key="holdout", mend="lower it, add data, or give eval_data")
+    return (
+        [p for i, p in enumerate(pairs) if i not in held],
+        [p for i, p in enumerate(pairs) if i in held],
+    )
+
+
+class HasFacts(Protocol):
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def facts(self) -> Facts: ...
+
+
+def check_facts(records: Iterable[HasFacts], kinds: Sequence[str], source: str | None = None) -> None:
+    """Every record must have at least one fact of ``kinds``; no kinds, nothing to check.
+
+    Raises:
+        DataError: names the records that have none, and how to give them some.
+    """
+    if not kinds:
+        return
+    missing = [r.id for r in records if not any(getattr(r.facts, kind) for kind in kinds)]
+    if missing:
+        named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise DataError(
+            f"the reward model reads facts ({', '.join(kinds)}); {len(missing)} records have none: {named}",
+            file=source,
+            key="facts",
+            mend="add them (data.captions gives captions by image), drop the records, "
+            "or use a reward model without facts (facts: [])",
+        )
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """How scores agree with the choices of n pairs. An equal score counts as half right."""
+
+    n: int
+    accuracy: float
+    #: Wilson's 95 % interval of ``accuracy``
+    low: float
+    high: float
+    #: mean of −log σ(chosen − rejected)
+    loss: float
+    #: accuracy among pairs whose lengths differ by ``EQUAL_LENGTH`` tokens at most; NaN without any
+    equal_length_accuracy: float
+    equal_length_n: int
+    #: what "the shorter response is better" scores on the same pairs
+    shorter_accuracy: float
+    #: Pearson's correlation of score and tokens over all responses; NaN where one does not vary
+    length_correlation: float
+
+
+def report(
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    chosen_tokens: Sequence[int],
+    rejected_tokens: Sequence[int],
+) -> PairReport:
+    """Compare the scores of n pairs, whose responses have the given lengths in tokens.
+
+    Raises:
+        ValueError: no pairs.
+    """
+    margin = np.asarray(chosen, dtype=float) - np.asarray(rejected, dtype=float)
+    longer = np.asarray(chosen_tokens, dtype=float) - np.asarray(rejected_tokens, dtype=float)
+    n = len(margin)
+    if n == 0:
+        raise ValueError("no pairs to compare; give at least one")
+    right = _half_steps(margin)
+    equal = np.abs(longer) <= EQUAL_LENGTH
+    low, high = wilson(float(right.sum()), n)
+    return PairReport(
+        n=n,
+        accuracy=float(right.mean()),
+        low=low,
+        high=high,
+        loss=float(np.logaddexp(0, -margin).mean()),
+        equal_length_accuracy=float(right[equal].mean()) if equal.any() else math.nan,
+        equal_length_n=int(equal.sum()),
+        shorter_accuracy=float(_half_steps(-longer).mean()),
+        length_correlation=_correlation(
+            np.concatenate([chosen, rejected]), np.concatenate([chosen_tokens, rejected_tokens])
+        ),
+    )
+
+
+def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval (1927) of a share; ``z`` = 1.96 gives 95 %."""
+    share = successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _half_steps(margin: np.ndarray) -> np.ndarray:
+    return (margin > 0) + 0.5 * (margin == 0)
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    scale = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
+    return float((x * y).sum()) / scale if scale > 0 else math.nan

@@ -1,0 +1,355 @@
+"""Train a reward model on preferences: settings, pairs, model, loop with held-out checks, save (thesis, 9.2).
+
+The loss of a pair is −log σ(r_chosen − r_rejected) (eq. 9.1) plus ``centre`` · |mean reward|, the mean taken
+over the responses of one forward pass. Facts, when the model reads them, are shuffled anew at each step.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from align.cards import reward_card
+from align.checkpoint import (
+    RunDir,
+    checkpoint_step,
+    load_state,
+    load_tensors,
+    progress,
+    save_state,
+    save_tensors,
+)
+from align.config import DataSettings, RewardSettings
+from align.pairs import Pair, PairReport, check_facts, hold_out, pairs_of, report
+from align.pictures import encode_pictures, open_pictures
+from align.render import REWARD_TEMPLATE, ImageInput
+from align.reward_model import RewardError as RewardError
+from align.reward_model import RewardInfo, ScoreItem, attach, load_head
+from align.reward_model import RewardModel as RewardModel
+from align.schedule import lr_factor, step_seed, stream
+from data.jsonl import read_json, write_json
+from data.load import load
+from data.schema import Preference
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: RewardSettings) -> Path:
+    """Train, and return the folder of the saved reward model (``<output>/reward``).
+
+    Everything is a function of the seed: a run killed and resumed gives the same numbers and weights.
+
+    Raises:
+        DataError: unreadable data, nothing to train on, or records without the facts that ``facts`` asks for.
+        RewardError: the loss is not finite, or the saved model does not score as the trained one.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    train, held, skipped = read_pairs(settings)
+    if settings.dry_run:
+        return Path(settings.output)
+    with RunDir.create(settings.output, settings, "reward") as directory:
+        folder = directory.path / "reward"
+        if directory.is_done:
+            return folder
+        log.info("%d pairs to train on, %d held out, passed over: %s", len(train), len(held), dict(skipped))
+        torch.manual_seed(settings.seed)
+        info = RewardInfo(
+            model=settings.model,
+            template=settings.template or REWARD_TEMPLATE,
+            facts=list(settings.facts),
+            max_facts=settings.max_facts,
+            target=settings.target,
+        )
+        model = RewardModel.start(info, settings.lora, settings.head_init, settings.head_init_scale)
+        best = fit(model, train, held, settings, directory)
+        info.heldout = best
+        model.save(folder, reward_card(info, settings, len(train), skipped))
+        probe = (held or train)[:8]
+        check_saved(model, folder, probe, settings)
+        directory.done()
+    return folder
+
+
+# --- data ---
+
+
+def read_pairs(settings: RewardSettings) -> tuple[list[Pair], list[Pair], Counter[str]]:
+    """Training pairs, held-out pairs, and what was passed over; without loading any model."""
+    records = read_preferences(settings.data)
+    source = _name(settings.data)
+    check_facts(records, settings.facts, source)
+    train, skipped = pairs_of(records, settings.target)
+    if settings.eval_data is not None:
+        held_records = read_preferences(settings.eval_data)
+        check_facts(held_records, settings.facts, _name(settings.eval_data))
+        return train, pairs_of(held_records, settings.target)[0], skipped
+    train, held = hold_out(train, settings.holdout, settings.seed)
+    return train, held, skipped
+
+
+def read_preferences(data: DataSettings) -> list[Preference]:
+    """All preferences that ``data`` names. Raises DataError."""
+    records = load(
+        data.path,
+        "preference",
+        format=data.format,
+        images=data.images,
+        captions=data.captions,
+        limit=data.limit,
+        max_bad=data.max_bad,
+        strict=data.strict,
+    )
+    return [record for record in records if isinstance(record, Preference)]
+
+
+def _name(data: DataSettings) -> str:
+    return data.path if isinstance(data.path, str) else ", ".join(data.path)
+
+
+def pair_items(pairs: Sequence[Pair], pictures: Sequence[ImageInput]) -> list[ScoreItem]:
+    """The chosen responses of all pairs, then the rejected ones; both of a pair share its picture."""
+    chosen = [ScoreItem(p.id, p.messages, p.chosen, p.facts, i) for p, i in zip(pairs, pictures)]
+    return chosen + [ScoreItem(p.id, p.messages, p.rejected, p.facts, i) for p, i in zip(pairs, pictures)]
+
+
+# --- training ---
+
+
+def pair_loss(chosen: Tensor, rejected: Tensor, centre: float) -> Tensor:
+    """Mean over n pairs of −log σ(chosen − rejected), plus ``centre`` · |mean of the scores|; (n,) -> ()."""
+    mean = torch.cat([chosen, rejected]).mean()
+    return -F.logsigmoid(chosen - rejected).mean() + centre * mean.abs()
+
+
+def fit(
+    model: RewardModel, train: list[Pair], held: list[Pair], settings: RewardSettings, directory: RunDir
+) -> dict[str, float | int | None] | None:
+    """Run the training loop; leaves the best held-out weights in ``model`` and returns their report."""
+    per_step = settings.batch_size * settings.grad_accum
+    examples = math.ceil(len(train) * settings.epochs)
+    total = math.ceil(examples / per_step)
+    if settings.max_steps is not None:
+        total = min(total, settings.max_steps)
+        examples = min(examples, total * per_step)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.optim.lr,
+        betas=settings.optim.betas,
+        weight_decay=settings.optim.weight_decay,
+    )
+    state = State(model, optimizer)
+    start = state.resume(directory) if settings.resume else 0
+    for step in progress(range(start, total), "reward"):
+        torch.manual_seed(step_seed(settings.seed, "step", step))
+        rows = stream(len(train), settings.seed, step * per_step, min((step + 1) * per_step, examples))
+        metrics = train_step(model, optimizer, [train[i] for i in rows], step, total, settings)
+        done = step + 1
+        if done == total or done % settings.log_every == 0:
+            directory.log(done, **metrics)
+        if held and (done == total or done % settings.eval_every == 0):
+            found = evaluate(model, held, settings)
+            directory.log(done, **{f"eval/{name}": value for name, value in asdict(found).items()})
+            state.offer(found)
+        if settings.save_every and done % settings.save_every == 0 and done < total:
+            directory.save_checkpoint(done, state.save)
+    state.restore_best()
+    return state.best
+
+
+def train_step(
+    model: RewardModel,
+    optimizer: torch.optim.Optimizer,
+    pairs: list[Pair],
+    step: int,
+    total: int,
+    settings: RewardSettings,
+) -> dict[str, float]:
+    """One optimizer step on ``pairs``, ``batch_size`` pairs at a time; returns the step's metrics."""
+    optim = settings.optim
+    for group in optimizer.param_groups:
+        group["lr"] = optim.lr * lr_factor(step, total, optim.warmup_steps, optim.schedule)
+    model.activate(learns=True)
+    model.lmm.model.train(settings.lora.dropout > 0)
+    optimizer.zero_grad(set_to_none=True)
+    loss_sum, right, margin, reward = 0.0, 0.0, 0.0, 0.0
+    for start in range(0, len(pairs), settings.batch_size):
+        part = pairs[start : start + settings.batch_size]
+        pictures = open_pictures([p.image for p in part], settings.data.images)
+        items = pair_items(part, encode_pictures(model.lmm, model.renderer, pictures))
+        with torch.autocast(model.lmm.device.type, torch.bfloat16, enabled=settings.bf16):
+            scores = model.forward(items, f"{settings.seed}/{step}", settings.max_length)
+        chosen, rejected = scores.chunk(2)
+        loss = pair_loss(chosen, rejected, settings.centre)
+        if not bool(torch.isfinite(loss)):
+            named = ", ".join(p.id for p in part[:5])
+            raise RewardError(
+                f"step {step + 1}: the loss is {loss.item()} on pairs {named}; "
+                f"lower optim.lr (now {optim.lr}), or use bfloat16 or float32 instead of float16"
+            )
+        (loss * len(part) / len(pairs)).backward()
+        loss_sum += loss.item() * len(part)
+        right += float((chosen > rejected).sum())
+        margin += float((chosen - rejected).detach().sum())
+        reward += float(scores.detach().mean()) * len(part)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
+    optimizer.step()
+    n = len(pairs)
+    return {
+        "loss": loss_sum / n,
+        "accuracy": right / n,
+        "margin": margin / n,
+        "reward_mean": reward / n,
+        "grad_norm": float(norm),
+        "lr": optimizer.param_groups[0]["lr"],
+    }
+
+
+def evaluate(model: RewardModel, held: list[Pair], settings: RewardSettings) -> PairReport:
+    """Score the held-out pairs, with one fixed order of facts so that evaluations compare."""
+    root = (settings.eval_data or settings.data).images
+    model.lmm.model.eval()
+    with torch.autocast(model.lmm.device.type, torch.bfloat16, enabled=settings.bf16):
+        return report_pairs(
+            model,
+            held,
+            root,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            max_length=settings.max_length,
+        )
+
+
+class State:
+    """What a checkpoint holds: weights, optimizer, and the best weights so far with their report."""
+
+    def __init__(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.best: dict[str, float | int | None] | None = None
+        self.best_weights: dict[str, Tensor] = {}
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+    def offer(self, found: PairReport) -> None:
+        """Keep the present weights if they agree better with the held-out choices (loss breaks a tie)."""
+        best = self.best
+        if best is None or (found.accuracy, -found.loss) > (best["accuracy"], -float(best["loss"] or 0)):
+            self.best = {k: None if math.isnan(v) else v for k, v in asdict(found).items()}
+            self.best_weights = self.weights()
+
+    def restore_best(self) -> None:
+        if self.best is not None:
+            self._put(self.best_weights)
+
+    def save(self, directory: Path) -> None:
+        save_tensors(directory / "weights.safetensors", self.weights())
+        save_state(directory / "optimizer.pt", self.optimizer.state_dict())
+        write_json(directory / "state.json", {"best": self.best})
+        if self.best is not None:
+            save_tensors(directory / "best.safetensors", self.best_weights)
+
+    def resume(self, directory: RunDir) -> int:
+        """Go back to the newest checkpoint; returns the steps done."""
+        folder = directory.latest_checkpoint()
+        done = 0 if folder is None else checkpoint_step(folder)
+        directory.truncate_metrics(done)
+        if folder is not None:
+            device = str(self.model.lmm.device)
+            self._put(load_tensors(folder / "weights.safetensors", device))
+            self.optimizer.load_state_dict(load_state(folder / "optimizer.pt", device))
+            self.best = read_json(folder / "state.json")["best"]
+            if self.best is not None:
+                self.best_weights = load_tensors(folder / "best.safetensors", device)
+        return done
+
+    def _put(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[name])
+
+
+# --- scoring ---
+
+
+def score_pairs(
+    model: RewardModel,
+    data: DataSettings,
+    target: str = "preferred",
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> PairReport:
+    """Agreement of a reward model with the choices in any preference file (noisy, clean, one kind of error).
+
+    Raises DataError as reading does, and for records without the facts that the model reads.
+    """
+    records = read_preferences(data)
+    check_facts(records, model.info.facts, _name(data))
+    return report_pairs(model, pairs_of(records, target)[0], data.images, seed=seed, batch_size=batch_size)
+
+
+def report_pairs(
+    model: RewardModel,
+    pairs: Sequence[Pair],
+    root: str | None,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    max_length: int | None = None,
+) -> PairReport:
+    """Score both responses of every pair, ``batch_size`` pairs at a time, and compare."""
+    # neighbours of like length share a batch, which saves padding
+    ordered = sorted(pairs, key=lambda p: (-len(p.chosen) - len(p.rejected), p.id))
+    chosen: list[float] = []
+    rejected: list[float] = []
+    for start in range(0, len(ordered), batch_size):
+        part = ordered[start : start + batch_size]
+        pictures = encode_pictures(model.lmm, model.renderer, open_pictures([p.image for p in part], root))
+        scores = model.score(
+            pair_items(part, pictures),
+            seed=f"eval/{seed}",
+            batch_size=2 * batch_size,
+            max_length=max_length,
+        ).tolist()
+        chosen += scores[: len(part)]
+        rejected += scores[len(part) :]
+    return report(
+        chosen,
+        rejected,
+        [_tokens(model, p.chosen) for p in ordered],
+        [_tokens(model, p.rejected) for p in ordered],
+    )
+
+
+def _tokens(model: RewardModel, text: str) -> int:
+    return len(model.lmm.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+# --- saving ---
+
+
+def check_saved(model: RewardModel, folder: Path, pairs: list[Pair], settings: RewardSettings) -> None:
+    """Read the saved files back beside the trained weights and rescore; RewardError on a difference."""
+    root = (settings.eval_data or settings.data).images
+    pictures = open_pictures([p.image for p in pairs], root)
+    items = pair_items(pairs, encode_pictures(model.lmm, model.renderer, pictures))
+    model.lmm.model.eval()
+    expected = model.score(items)
+    attach(model.lmm, folder, "reloaded")
+    again = RewardModel(model.lmm, load_head(folder, model.lmm), model.info, "reloaded").score(items)
+    model.activate()
+    model.lmm.model.delete_adapter("reloaded")
+    worst = float((expected - again).abs().max())
+    if worst > 1e-4 * max(1.0, float(expected.abs().max())):
+        raise RewardError(
+            f"{folder}: rescored after saving, scores differ by {worst:.2g}; the files are not usable"
+        )

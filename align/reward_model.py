@@ -1,0 +1,280 @@
+"""A reward model: a LoRA adapter and a scalar head on a frozen multimodal model, and what it reads.
+
+On disk, one folder: the adapter in PEFT's layout, ``head.safetensors``, ``reward.json`` (the base, the
+evaluation text, the facts it reads) and a model card. All that the score depends on is there, but the base.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from align.checkpoint import load_tensors, save_tensors
+from align.config import LoraSettings, ModelSettings
+from align.models.lmm import (
+    Lmm,
+    ScalarHead,
+    adapter_of,
+    add_adapters,
+    hidden_states,
+    load,
+    move,
+    swap_in,
+    unwrap,
+    use_adapter,
+)
+from align.pairs import check_facts
+from align.render import IGNORE, REWARD_TEMPLATE, ImageInput, Renderer, facts_text
+from data.jsonl import read_json, write_json, write_text
+from data.schema import Example, Facts, Message
+
+ADAPTER = "reward"
+
+
+class RewardError(ValueError):
+    """A reward model that cannot be trained, read or used; the text says why and how to mend it."""
+
+
+class RewardInfo(BaseModel):
+    """The content of ``reward.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: ModelSettings
+    template: str = REWARD_TEMPLATE
+    facts: list[str] = []
+    max_facts: dict[str, int] = {}
+    target: str = "preferred"
+    #: agreement with held-out choices (``align.pairs.PairReport``), None if none were held out
+    heldout: dict[str, float | int | None] | None = None
+
+
+@dataclass
+class ScoreItem:
+    """One response to score. ``image``: a picture, or its features on this model's base."""
+
+    id: str
+    messages: Sequence[Message]
+    response: str
+    facts: Facts
+    image: ImageInput = None
+
+
+def find_reward(path: str | Path) -> Path:
+    """The reward folder of a run directory, or the folder itself.
+
+    Raises:
+        RewardError: neither.
+    """
+    for folder in (Path(path), Path(path) / "reward"):
+        if (folder / "reward.json").is_file():
+            return folder
+    raise RewardError(f"{path}: no reward.json in it or in its folder 'reward'; give a finished reward run")
+
+
+def read_info(path: str | Path) -> RewardInfo:
+    """``reward.json`` of a run directory or reward folder, without loading weights. Raises RewardError."""
+    file = find_reward(path) / "reward.json"
+    try:
+        return RewardInfo.model_validate(read_json(file))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise RewardError(f"{file}: {where}: {fault['msg']}; restore the file or train again") from None
+
+
+def same_base(a: ModelSettings, b: ModelSettings) -> bool:
+    """Whether both name the same weights: one path and one merged adapter, at any precision."""
+
+    def weights(m: ModelSettings) -> tuple[Path | str | None, ...]:
+        return tuple(Path(p).resolve() if p and Path(p).exists() else p for p in (m.path, m.adapter))
+
+    return weights(a) == weights(b)
+
+
+class RewardModel:
+    """Scores responses. ``lmm.model`` holds the adapter ``name``; other adapters may live beside it."""
+
+    def __init__(self, lmm: Lmm, head: ScalarHead, info: RewardInfo, name: str = ADAPTER) -> None:
+        self.lmm, self.head, self.info, self.name = lmm, head, info, name
+        self.renderer = Renderer(lmm.processor)
+
+    @classmethod
+    def start(
+        cls,
+        info: RewardInfo,
+        lora: LoraSettings,
+        head_init: tuple[str, str] | None = None,
+        head_init_scale: float = 0.1,
+    ) -> RewardModel:
+        """An untrained model on the base that ``info`` names; ``head_init``: :func:`word_direction`."""
+        lmm = load(info.model)
+        lmm.model = add_adapters(lmm.model, lora, [ADAPTER])
+        model = cls(lmm, ScalarHead(_hidden_size(lmm)).to(lmm.device), info)
+        if head_init is not None:
+            direction = head_init_scale * word_direction(lmm, model.renderer, head_init)
+            model.head.linear.weight.data.copy_(direction.unsqueeze(0))
+        return model
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        lmm: Lmm | None = None,
+        *,
+        base: ModelSettings | None = None,
+        name: str = ADAPTER,
+    ) -> RewardModel:
+        """Read a saved reward model.
+
+        With ``lmm`` (loaded from ``base``) whose weights are those it was trained on, its adapter joins that
+        model under ``name``, frozen, and ``lmm.model`` becomes the PEFT model. Else it loads its own base.
+
+        Raises:
+            RewardError: no reward model there. CheckpointError: its head is missing or damaged.
+        """
+        folder = find_reward(path)
+        info = read_info(folder)
+        own = lmm is None or not same_base(info.model, base or ModelSettings(path=lmm.path or ""))
+        if own or lmm is None:
+            lmm = load(info.model)
+        attach(lmm, folder, name)
+        return cls(lmm, load_head(folder, lmm), info, name)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What learns: the adapter's and the head's parameters, in a fixed order."""
+        return [p for _, p in self.named_parameters()]
+
+    def named_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        adapter = [(n, p) for n, p in self.lmm.model.named_parameters() if adapter_of(n) == self.name]
+        return adapter + [(f"head.{n}", p) for n, p in self.head.named_parameters()]
+
+    def activate(self, learns: bool = False) -> None:
+        """Make the reward adapter the one that forward passes use."""
+        use_adapter(self.lmm.model, self.name, trainable=[self.name] if learns else None)
+
+    def forward(self, items: Sequence[ScoreItem], seed: int | str, max_length: int | None = None) -> Tensor:
+        """Scores (B,) with gradients, under the active adapter.
+
+        ``seed`` and an item's id decide the order of its facts: both responses of a pair see the same text.
+        """
+        rendered = [
+            (item.messages, item.response, self.facts_of(item.id, item.facts, seed), item.image)
+            for item in items
+        ]
+        names = [item.id for item in items]
+        batch = self.renderer.reward_batch(rendered, self.info.template, max_length=max_length, names=names)
+        # left padded: the last position is each row's last real token
+        hidden = hidden_states(self.lmm.model, move(batch, self.lmm.device))[:, -1]
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden)
+
+    def facts_of(self, name: str, facts: Facts, seed: int | str) -> str | None:
+        if not self.info.facts:
+            return None
+        return facts_text(facts, self.info.facts, self.info.max_facts, random.Random(f"{seed}/{name}"))
+
+    @torch.no_grad()
+    def score(
+        self,
+        items: Sequence[ScoreItem],
+        *,
+        seed: int | str = 0,
+        batch_size: int = 64,
+        max_length: int | None = None,
+    ) -> Tensor:
+        """Scores (n,) on the CPU, in the items' order. Makes the reward adapter the active one.
+
+        Equal items and ``seed`` give equal scores. Raises DataError for items without the facts needed.
+        """
+        check_facts(items, self.info.facts)
+        if not items:
+            return torch.empty(0)
+        self.activate()
+        order = sorted(range(len(items)), key=lambda i: (-len(items[i].response), i))
+        scores = torch.empty(len(items))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            scores[rows] = self.forward([items[i] for i in rows], seed, max_length).float().cpu()
+        return scores
+
+    def save(self, directory: str | Path, card: str) -> Path:
+        """Write the folder, complete or not at all; ``card`` is the text of its README.md."""
+        directory = Path(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temp = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        write_adapter(self.lmm.model, self.name, temp / "new")
+        save_tensors(temp / "new" / "head.safetensors", dict(self.head.named_parameters()))
+        write_json(temp / "new" / "reward.json", self.info.model_dump(mode="json"))
+        write_text(temp / "new" / "README.md", card)
+        swap_in(temp / "new", directory)
+        temp.rmdir()
+        return directory
+
+
+def attach(lmm: Lmm, folder: str | Path, name: str, *, trainable: bool = False) -> None:
+    """Add a saved adapter to ``lmm.model`` under ``name``; what is active and what learns stays as it was."""
+    if not isinstance(lmm.model, PeftModel):
+        lmm.model = PeftModel.from_pretrained(
+            lmm.model, str(folder), adapter_name=name, is_trainable=trainable
+        )
+        return
+    active = lmm.model.active_adapter
+    learning = {n: p.requires_grad for n, p in lmm.model.named_parameters()}
+    lmm.model.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+    lmm.model.set_adapter(active)
+    for key, parameter in lmm.model.named_parameters():
+        parameter.requires_grad_(learning.get(key, trainable))
+
+
+def load_head(folder: str | Path, lmm: Lmm) -> ScalarHead:
+    """The saved scalar head, on the model's device. Raises RewardError when it is of another width."""
+    head = ScalarHead(_hidden_size(lmm)).to(lmm.device)
+    tensors = load_tensors(Path(folder) / "head.safetensors")
+    found = tuple(tensors["linear.weight"].shape)
+    if found != tuple(head.linear.weight.shape):
+        wanted = tuple(head.linear.weight.shape)
+        raise RewardError(
+            f"{folder}: its head is {found}, the base needs {wanted}; it belongs to another base"
+        )
+    head.load_state_dict(tensors)
+    return head
+
+
+def write_adapter(model: Any, name: str, directory: Path) -> None:
+    """Write one adapter in PEFT's layout to ``directory`` (without a sub-folder, whatever its name)."""
+    parent = Path(tempfile.mkdtemp(prefix=".adapter-", dir=directory.parent))
+    model.save_pretrained(parent, selected_adapters=[name], save_embedding_layers=False)
+    (parent / name).rename(directory)
+    shutil.rmtree(parent)
+
+
+def word_direction(lmm: Lmm, renderer: Renderer, words: tuple[str, str]) -> Tensor:
+    """(H,) difference of two words' rows in the language head, taken where the words differ as answers.
+
+    A head that starts along yes − no asks the base model its own opinion, so that training starts from better
+    than chance. Raises RewardError for words that the tokenizer writes alike.
+    """
+    ask = Message(role="user", content="?")
+    turns = [[ask, Message(role="assistant", content=word)] for word in words]
+    batch = renderer.train_batch([Example(id=w, messages=t) for w, t in zip(words, turns)])
+    ids = [[x for x in row if x != IGNORE] for row in batch["labels"].tolist()]
+    for first, second in zip(*ids):
+        if first != second:
+            rows = unwrap(lmm.model).get_output_embeddings().weight
+            return (rows[first] - rows[second]).detach().float()
+    raise RewardError(f"head_init {list(words)}: the tokenizer does not tell them apart; choose other words")
+
+
+def _hidden_size(lmm: Lmm) -> int:
+    return unwrap(lmm.model).config.get_text_config().hidden_size

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from align.pairs import check_facts, hold_out, pairs_of, report, wilson
+from data.jsonl import DataError
+from data.schema import Facts, Image, Message, Preference, Response
+
+
+def preference(name: str, texts: list[str], choices: dict[str, int | None], **more: Any) -> Preference:
+    return Preference(
+        id=name,
+        messages=[Message(role="user", content="What?")],
+        responses=[Response(text=text) for text in texts],
+        choices=choices,
+        **more,
+    )
+
+
+def test_pairs_skip_and_count_ties_and_equal_texts():
+    records = [
+        preference("a", ["x", "y"], {"hallucination": 1}),
+        preference("b", ["x", "y"], {"hallucination": None}),
+        preference("c", ["x", "x"], {"hallucination": 0}),
+        preference("d", ["x", "y", "z"], {"hallucination": 2}),
+    ]
+    pairs, skipped = pairs_of(records, "preferred")
+    assert [(p.id, p.chosen, p.rejected) for p in pairs] == [
+        ("a", "y", "x"),
+        ("d", "z", "x"),
+        ("d", "z", "y"),
+    ]
+    assert skipped == {"ties": 1, "identical": 1}
+
+
+def test_target_chooses_the_question():
+    records = [
+        preference("a", ["x", "y"], {"hallucination": None, "helpfulness": 0}),
+        preference("b", ["x", "y"], {"hallucination": 1, "helpfulness": 0}),
+    ]
+    chosen = {
+        t: [p.chosen for p in pairs_of(records, t)[0]] for t in ("preferred", "hallucination", "helpfulness")
+    }
+    assert chosen == {"preferred": ["x", "y"], "hallucination": ["y"], "helpfulness": ["x", "x"]}
+
+
+def test_target_faults():
+    record = preference("a", ["x", "y"], {"helpfulness": None})
+    with pytest.raises(DataError, match=r"no record answers 'style'; choose from preferred, helpfulness"):
+        pairs_of([record], "style")
+    with pytest.raises(DataError, match="all 1 preferences are ties"):
+        pairs_of([record], "helpfulness")
+
+
+def test_hold_out_keeps_an_image_on_one_side():
+    records = [
+        preference(f"{i}-{j}", ["x", "y"], {"overall": 0}, image=Image(id=str(i), path=f"{i}.png"))
+        for i in range(10)
+        for j in range(3)
+    ]
+    pairs, _ = pairs_of(records, "preferred")
+    train, held = hold_out(pairs, 7, seed=0)
+    assert len(held) == 9
+    assert len(train) == 21
+    assert not {p.image.id for p in train if p.image} & {p.image.id for p in held if p.image}
+    assert hold_out(pairs, 7, seed=0) == (train, held)
+    assert hold_out(pairs, 7, seed=1)[1] != held
+    assert hold_out(pairs, 0, seed=0) == (pairs, [])
+
+
+def test_hold_out_of_too_much():
+    pairs, _ = pairs_of([preference(str(i), ["x", "y"], {"overall": 0}) for i in range(10)], "preferred")
+    with pytest.raises(DataError, match="holdout: holding out 500 .* of 10 pairs leaves too few; lower it"):
+        hold_out(pairs, 500, seed=0)
+
+
+def test_missing_facts_are_named_with_the_mend():
+    good = preference("good", ["x", "y"], {"overall": 0}, facts=Facts(rationales=["r"]))
+    bad = [preference(f"bad{i}", ["x", "y"], {"overall": 0}, facts=Facts(answer="A")) for i in range(7)]
+    check_facts([good, *bad], [])
+    check_facts([good], ["captions", "rationales"])
+    with pytest.raises(
+        DataError, match=r"f\.jsonl: facts: .*7 records have none: bad0, .*bad4 and 2 more; add"
+    ):
+        check_facts([good, *bad], ["captions", "rationales"], "f.jsonl")
+
+
+def test_report_by_hand():
+    chosen, rejected = [1.0, 0.0, 2.0, 3.0], [0.0, 1.0, 2.0, 1.0]
+    found = report(chosen, rejected, [5, 9, 4, 7], [5, 2, 6, 20])
+    assert found.n == 4
+    assert found.accuracy == (1 + 0 + 0.5 + 1) / 4
+    losses = [math.log1p(math.exp(-1)), math.log1p(math.exp(1)), math.log(2), math.log1p(math.exp(-2))]
+    assert found.loss == pytest.approx(sum(losses) / 4)
+    # lengths differ by 0, 7, −2, −13: the first and the third pair count as equally long
+    assert (found.equal_length_accuracy, found.equal_length_n) == (0.75, 2)
+    assert found.shorter_accuracy == (0.5 + 0 + 1 + 1) / 4
+    expected = np.corrcoef(chosen + rejected, [5, 9, 4, 7, 5, 2, 6, 20])[0, 1]
+    assert found.length_correlation == pytest.approx(expected)
+
+
+def test_report_without_variation():
+    found = report([0.0], [0.0], [1], [9])
+    assert found.accuracy == 0.5
+    assert math.isnan(found.length_correlation)
+    assert math.isnan(found.equal_length_accuracy)
+    with pytest.raises(ValueError, match="no pairs"):
+        report([], [], [], [])
+
+
+@pytest.mark.parametrize(("right", "n"), [(15, 50), (325, 500), (1, 7)])
+def test_wilson_ends_are_where_the_score_test_is_just_passed(right: int, n: int):
+    for end in wilson(right, n):
+        distance = abs(right / n - end) / math.sqrt(end * (1 - end) / n)
+        assert distance == pytest.approx(1.959964)
+
+
+def test_wilson_at_the_borders():
+    assert wilson(0, 10)[0] == 0
+    assert wilson(10, 10)[1] == pytest.approx(1)
+    assert wilson(10, 10)[1] <= 1

@@ -1,0 +1,270 @@
+"""A tiny model learns to prefer one word; what it learned survives saving, killing and resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image as PilImage
+
+from align.config import DataSettings, ModelSettings, RewardSettings
+from align.models.tiny import build_tiny_llava
+from align.pictures import open_pictures
+from align.reward import RewardError, RewardModel, pair_items, pair_loss, read_pairs, run, score_pairs
+from align.reward_model import ScoreItem, read_info, same_base
+from data.jsonl import DataError, write_records
+from data.schema import Facts, Image, Message, Preference, Response
+
+COLOURS = ("red", "green", "blue", "yellow")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, four one-colour images, and preferences for answers that name a cat over those that name a dog."""
+    root = tmp_path_factory.mktemp("world")
+    build_tiny_llava(root / "base")
+    (root / "images").mkdir()
+    for colour in COLOURS:
+        PilImage.new("RGB", (32, 32), colour).save(root / "images" / f"{colour}.png")
+    records = []
+    for i in range(48):
+        colour = COLOURS[i % 4]
+        texts = [f"A cat and {i} cups.", f"A dog and {i} cups."]
+        best = i % 2
+        records.append(
+            Preference(
+                id=f"p{i}",
+                image=Image(id=f"{colour}-{i % 12}", path=f"{colour}.png"),
+                messages=[Message(role="user", content="What is in the image?")],
+                responses=[Response(text=t) for t in (texts if best == 0 else texts[::-1])],
+                choices={"hallucination": best},
+                facts=Facts(captions=[f"There is a {colour} chair.", "A cat sits.", "The table is red."]),
+            )
+        )
+    write_records(root / "preferences.jsonl", records)
+    return root
+
+
+def settings(world: Path, output: Path, **changes: Any) -> RewardSettings:
+    values: dict[str, Any] = {
+        "output": str(output),
+        "model": {"path": str(world / "base")},
+        "data": {"path": str(world / "preferences.jsonl"), "images": str(world / "images")},
+        "holdout": 12,
+        "facts": ["captions"],
+        "optim": {"lr": 1e-2, "warmup_steps": 1},
+        "lora": {"r": 4},
+        "epochs": 3,
+        "batch_size": 8,
+        "eval_every": 4,
+        "save_every": 3,
+        "log_every": 1,
+        "report_to": [],
+    }
+    return RewardSettings(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("run")
+    assert run(settings(world, output)) == output / "reward"
+    return output
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_pair_loss_by_hand():
+    chosen, rejected = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
+    expected = (math.log1p(math.exp(-1)) + math.log1p(math.exp(2))) / 2 + 0.1 * 0.75
+    assert pair_loss(chosen, rejected, 0.1).item() == pytest.approx(expected)
+    assert pair_loss(-chosen, -rejected, 0.1).item() == pytest.approx(
+        (math.log1p(math.exp(1)) + math.log1p(math.exp(-2))) / 2 + 0.1 * 0.75
+    )
+
+
+def test_it_learns_the_preference(trained: Path):
+    info = read_info(trained)
+    assert info.heldout is not None
+    assert info.heldout["n"] == 12
+    assert info.heldout["accuracy"] == 1.0
+    losses = [line["loss"] for line in metrics(trained) if "loss" in line]
+    # a head of zeros scores everything 0: the first loss is log 2
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses[-1] < 0.2
+    assert [line["step"] for line in metrics(trained) if "eval/accuracy" in line] == [4, 8, 12, 14]
+
+
+def test_card_states_accuracy_interval_and_ceiling(trained: Path):
+    card = (trained / "reward" / "README.md").read_text()
+    assert "**100.0%** of 12 pairs (95 % interval 75.8% to 100.0%)" in card
+    assert "agree with each other on 69 %" in card
+    assert "63 to 67 % is normal" in card
+    assert "Correlation of score and length" in card
+
+
+def test_reloaded_scores_are_equal(world: Path, trained: Path):
+    pairs = read_pairs(settings(world, trained))[1]
+    items = pair_items(pairs, open_pictures([p.image for p in pairs], world / "images"))
+    scores = RewardModel.load(trained).score(items)
+    assert torch.equal(scores, RewardModel.load(trained / "reward").score(items))
+    chosen, rejected = scores.chunk(2)
+    assert bool((chosen > rejected).all())
+
+
+def test_scores_do_not_depend_on_batching(world: Path, trained: Path):
+    model = RewardModel.load(trained)
+    pairs = read_pairs(settings(world, trained))[1]
+    items = pair_items(pairs, open_pictures([p.image for p in pairs], world / "images"))
+    torch.testing.assert_close(model.score(items, batch_size=3), model.score(items), atol=1e-5, rtol=1e-5)
+
+
+def test_the_adapter_joins_a_base_that_is_there(world: Path, trained: Path):
+    from align.models.lmm import adapters_off, hidden_states, load, move
+
+    base = ModelSettings(path=str(world / "base"))
+    lmm = load(base)
+    model = RewardModel.load(trained, lmm, base=base)
+    assert model.lmm is lmm
+    item = ScoreItem("x", [Message(role="user", content="What?")], "A cat.", Facts(captions=["A cat."]))
+    torch.testing.assert_close(model.score([item]), RewardModel.load(trained).score([item]))
+    # under adapters_off the base is as it was
+    batch = move(model.renderer.prompt_batch([(item.messages, None)]), lmm.device)
+    with torch.no_grad(), adapters_off(lmm.model):
+        off = hidden_states(lmm.model, batch)
+    with torch.no_grad():
+        assert torch.equal(off, hidden_states(load(base).model, batch))
+    other = RewardModel.load(trained, lmm, base=base.model_copy(update={"adapter": "elsewhere"}))
+    assert other.lmm is not lmm
+
+
+def test_same_base_reads_paths_as_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert same_base(ModelSettings(path="base"), ModelSettings(path=str(tmp_path / "base"), bits=4))
+    assert not same_base(ModelSettings(path="base"), ModelSettings(path="base", adapter="a"))
+
+
+def test_facts_are_read_and_their_order_is_seeded(trained: Path):
+    model = RewardModel.load(trained)
+    ask = [Message(role="user", content="What?")]
+    with_facts = [ScoreItem("x", ask, "A cat.", Facts(captions=[c, "A lamp.", "Two cups."])) for c in COLOURS]
+    assert len(set(model.score(with_facts).tolist())) == 4
+    orders = {model.facts_of("x", with_facts[0].facts, seed) for seed in range(20)}
+    assert len(orders) == 6
+    assert torch.equal(model.score(with_facts, seed=5), model.score(with_facts, seed=5))
+
+
+def test_missing_facts_stop_before_any_model_is_loaded(world: Path, trained: Path, tmp_path: Path):
+    bare = Preference(
+        id="bare",
+        messages=[Message(role="user", content="What?")],
+        responses=[Response(text="x"), Response(text="y")],
+        choices={"overall": 0},
+    )
+    write_records(tmp_path / "bare.jsonl", [bare])
+    broken = settings(
+        world, tmp_path / "run", data={"path": str(tmp_path / "bare.jsonl")}, model={"path": "/nowhere"}
+    )
+    with pytest.raises(DataError, match=r"bare\.jsonl: facts: .*1 records have none: bare; add them"):
+        run(broken)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(DataError, match="1 records have none: bare"):
+        score_pairs(RewardModel.load(trained), DataSettings(path=str(tmp_path / "bare.jsonl")))
+    with pytest.raises(DataError, match="1 records have none: x"):
+        RewardModel.load(trained).score([ScoreItem("x", bare.messages, "y", Facts(answer="A"))])
+
+
+def test_score_pairs_reads_any_preference_file(world: Path, trained: Path):
+    data = DataSettings(path=str(world / "preferences.jsonl"), images=str(world / "images"))
+    found = score_pairs(RewardModel.load(trained), data)
+    assert (found.n, found.accuracy) == (48, 1.0)
+    # the texts differ in one word only
+    assert found.equal_length_n == 48
+    assert found.equal_length_accuracy == 1.0
+
+
+def test_kill_and_resume_is_bit_identical(
+    world: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import align.reward as stage
+
+    whole = stage.train_step
+    calls = []
+
+    def dies(*args: Any) -> dict[str, float]:
+        found = whole(*args)
+        calls.append(args)
+        if len(calls) == 8:  # its weights are changed, its metrics not yet written; last checkpoint: 6
+            raise KeyboardInterrupt
+        return found
+
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "train_step", dies)
+        run(settings(world, output))
+    assert not (output / "reward").exists()
+    run(settings(world, output, resume=True))
+    assert metrics(output) == metrics(trained)
+    for name in ("adapter_model.safetensors", "head.safetensors", "README.md", "reward.json"):
+        assert (output / "reward" / name).read_bytes() == (trained / "reward" / name).read_bytes()
+    # a finished run that is resumed has nothing to do
+    assert run(settings(world, output, resume=True)) == output / "reward"
+
+
+def test_the_best_weights_are_kept(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import align.reward as stage
+
+    real = stage.evaluate
+    seen = []
+
+    def flattered(*args: Any) -> Any:
+        found = real(*args)
+        seen.append({n: p.detach().clone() for n, p in args[0].named_parameters()})
+        accuracy = [0.5, 0.9, 0.7][len(seen) - 1]
+        return type(found)(**{**found.__dict__, "accuracy": accuracy})
+
+    monkeypatch.setattr(stage, "evaluate", flattered)
+    run(settings(world, tmp_path / "run", epochs=2, eval_every=4))
+    kept = dict(RewardModel.load(tmp_path / "run").named_parameters())
+    assert all(torch.equal(kept[name], value) for name, value in seen[1].items())
+    assert read_info(tmp_path / "run").heldout["accuracy"] == 0.9
+
+
+def test_accumulating_equals_one_large_batch(world: Path, tmp_path: Path):
+    one = settings(world, tmp_path / "one", batch_size=16, max_steps=2, centre=0.0, holdout=0)
+    two = settings(world, tmp_path / "two", batch_size=4, grad_accum=4, max_steps=2, centre=0.0, holdout=0)
+    run(one)
+    run(two)
+    for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two")):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+
+
+def test_head_starts_along_two_words(world: Path):
+    from align.config import LoraSettings
+    from align.reward_model import RewardInfo
+
+    info = RewardInfo(model=ModelSettings(path=str(world / "base")))
+    model = RewardModel.start(info, LoraSettings(r=4), ("Yes", "No"), 0.5)
+    base = model.lmm.model.get_base_model()
+    ids = [model.lmm.tokenizer(f" {w}", add_special_tokens=False)["input_ids"] for w in ("Yes", "No")]
+    first, second = next((a, b) for a, b in zip(*ids) if a != b)
+    rows = base.get_output_embeddings().weight
+    torch.testing.assert_close(model.head.linear.weight[0], 0.5 * (rows[first] - rows[second]))
+    with pytest.raises(RewardError, match="does not tell them apart"):
+        RewardModel.start(info, LoraSettings(r=4), ("Yes", "Yes"))
+
+
+def test_dry_run_computes_nothing(world: Path, tmp_path: Path):
+    run(settings(world, tmp_path / "run", dry_run=True, model={"path": "/nowhere"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_reward_model_there(tmp_path: Path):
+    with pytest.raises(RewardError, match=r"no reward\.json in it"):
+        RewardModel.load(tmp_path)
