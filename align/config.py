@@ -6,13 +6,18 @@ gives them (chapter 9 and appendix H); recipes under ``apps/recipes`` set the re
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from align.recipe import ConfigError as ConfigError
 from align.recipe import load_recipe as load_recipe
 from align.recipe import resolve as resolve
+
+
+#: the small pretrained base of the built-in world, as shipped
+WORLD_BASE = Path(__file__).parent / "models" / "world_base"
 
 
 class Settings(BaseModel):
@@ -30,7 +35,7 @@ class LoraSettings(Settings):
 
 
 class ModelSettings(Settings):
-    #: a directory or a Hub id of an image-text-to-text checkpoint
+    #: a directory or a Hub id of an image-text-to-text checkpoint; "world-base" is the one shipped here
     path: str
     #: a PEFT adapter to merge into the base at load time
     adapter: str | None = None
@@ -40,6 +45,11 @@ class ModelSettings(Settings):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     trust_remote_code: bool = False
     device: str = "auto"
+
+    @field_validator("path")
+    @classmethod
+    def _shipped(cls, path: str) -> str:
+        return str(WORLD_BASE) if path == "world-base" else path
 
 
 class DataSettings(Settings):
