@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from data.jsonl import DataError
 from data.schema import Preference
+
+if TYPE_CHECKING:
+    from data.world.scene import Scene
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -39,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
         from data.world.build import WorldRates, WorldSizes, build
 
+        if args.difficulty is not None and not 0 <= args.difficulty <= 1:
+            raise DataError(f"{args.difficulty} is not a share", key="--difficulty", mend="give 0..1")
         sizes = WorldSizes(**{k: max(24, round(v * args.scale)) for k, v in asdict(WorldSizes()).items()})
         rates = WorldRates() if args.difficulty is None else WorldRates(difficulty=args.difficulty)
         build(args.output, sizes, rates, seed=args.seed)
@@ -53,25 +62,34 @@ def run(args: argparse.Namespace) -> int:
     else:
         from data.world.draw import contact_sheet
 
+        if args.output.suffix.lower() not in PICTURES:
+            rule = f"{args.output.name!r} does not end in {', '.join(PICTURES)}"
+            raise DataError(rule, key="OUTPUT", mend="name a picture file")
         contact_sheet().save(args.output)
         print(f"wrote {args.output}")
     return 0
 
 
-def annotate(samples: list[Preference], scenes: dict, *, seed: int, clean: bool = False) -> list[Preference]:
-    """Choices of a simulated labeler for each sampled pair; the scene is found by the image's id."""
+def annotate(
+    samples: list[Preference], scenes: dict[str, Scene], *, seed: int, clean: bool = False
+) -> list[Preference]:
+    """Choices of a simulated labeler for each sampled pair; the scene is found by the image's id.
+
+    Raises DataError for a pair of an unknown image, or of more than two responses.
+    """
     from data.world.annotators import CLEAN, Labeler
 
     labeler = CLEAN if clean else Labeler()
     done = []
     for pair in samples:
         if pair.image is None or pair.image.id not in scenes:
-            raise KeyError(
-                f"{pair.id}: its image is not a scene of this world; give the folder that it came from"
-            )
+            rule = f"the image of {pair.id!r} is not a scene of this world"
+            raise DataError(rule, key="image", mend="give the world folder that it came from")
+        if len(pair.responses) != 2:
+            rule = f"{pair.id!r} has {len(pair.responses)} responses, and a labeler compares two"
+            raise DataError(rule, key="responses", mend="sample two a prompt (responses=2)")
         rng = random.Random(f"labeler/{seed}/{pair.id}")
         choices = labeler.choose(scenes[pair.image.id], [r.text for r in pair.responses], rng)
-        done.append(
-            pair.model_copy(update={"choices": choices, "annotator": "world-clean" if clean else "world"})
-        )
+        name = "world-clean" if clean else "world"
+        done.append(pair.model_copy(update={"choices": choices, "annotator": name}))
     return done

@@ -8,10 +8,11 @@ weights were fixed before any model was trained with them; see docs in the READM
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 
 from data.schema import HALLUCINATION, HELPFULNESS
-from data.world.language import CELLS, NUMBERS, mentioned
+from data.world.language import CELLS, NUMBERS, PLURALS, mentioned
 from data.world.scene import COLOURS, ENVIRONMENTS, WORDS, Scene
 
 
@@ -76,44 +77,75 @@ def false_objects(scene: Scene, text: str) -> list[str]:
     return [n for n in mentioned(text) if n not in scene.objects]
 
 
-def _only(text: str, words: tuple[str, ...], want: str) -> bool:
-    """Whether ``want`` is the only one of ``words`` that the text uses."""
-    lowered = f" {text.lower().replace('.', ' ').replace(',', ' ')} "
-    used = {w for w in words if f" {w.lower()} " in lowered}
-    return used == {want.lower()} or {u.lower() for u in used} == {want.lower()}
+def _used(text: str, words: tuple[str, ...]) -> set[str]:
+    """Those of ``words`` that the text uses."""
+    found = set(re.findall(r"[a-z]+", text.lower()))
+    return {w for w in words if w.lower() in found}
+
+
+def _places(text: str) -> set[str]:
+    """The places that the text names; "at the top left" names no "at the top"."""
+    found = {c for c in CELLS if c in text.lower()}
+    return {c for c in found if not any(o != c and o.startswith(c) for o in found)}
+
+
+def _denied(text: str, name: str | None) -> bool:
+    """Whether the text says that the thing asked for is not there."""
+    if re.search(r"\b(there (is|are) none|no such|(not|n['’]t) (there|in the))\b", text.lower()):
+        return True
+    named = _used(text, (name, PLURALS[name])) if name else ()
+    return bool(named) and name not in mentioned(text)
+
+
+#: kind -> what a response must use to be an answer at all
+_VALUES = {
+    "attribute": COLOURS,
+    "adversarial": COLOURS,
+    "counting": NUMBERS,
+    "environment": ENVIRONMENTS,
+    "other": WORDS,
+}
+
+
+def _answers(kind: str, about: str | None, response: str) -> bool:
+    """Whether the response commits itself; "I am not sure." does not."""
+    if kind == "relation":
+        return bool(_places(response))
+    if kind in _VALUES:
+        return bool(_used(response, _VALUES[kind])) or _denied(response, about or "board")
+    return bool(mentioned(response)) or (kind == "comparison" and "as many" in response.lower())
 
 
 def _right(scene: Scene, kind: str, about: str | None, gt: str, response: str) -> bool:
-    low = response.lower()
     group = scene.group(about) if about else None
-    if kind == "attribute" and group:
-        return _only(response, COLOURS, group.colour)
     if kind == "adversarial":
-        return (" no " in f" {low} " or " not " in f" {low} ") and about not in mentioned(response)
+        return _denied(response, about)
+    if kind == "attribute" and group:
+        return _used(response, COLOURS) == {group.colour}
     if kind == "comparison":
-        return low.strip(" .") == gt.lower().strip(" .")
+        return response.lower().strip(" .") == gt.lower().strip(" .")
     if kind == "counting" and group:
-        return _only(response, NUMBERS[1:], NUMBERS[group.count])
+        return _used(response, NUMBERS[1:]) == {NUMBERS[group.count]}
     if kind == "relation" and group:
-        place = CELLS[group.cells[0]]
-        longer = [c for c in CELLS if c.startswith(place) and c != place]
-        return place in low and not any(c in low for c in longer)
+        return _places(response) == {CELLS[group.cells[0]]}
     if kind == "environment":
-        return _only(response, ENVIRONMENTS, scene.environment)
+        return _used(response, ENVIRONMENTS) == {scene.environment}
     if kind == "holistic":
         return 2 * len(set(mentioned(response)) & set(scene.objects)) >= len(scene.objects)
     if scene.text:
-        return _only(response, WORDS, scene.text[1])
-    return " no " in f" {low} "
+        return _used(response, WORDS) == {scene.text[1]}
+    return _denied(response, "board")
 
 
 def rate(scene: Scene, kind: str, about: str | None, gt: str, response: str) -> tuple[int, str]:
     """MMHal-style rating 0..6 with its reason, from full knowledge of the scene.
 
-    6 right and nothing false; 3 no answer but nothing false; 2 right with a false object;
-    1 wrong; 0 wrong with a false object. Three or more means no hallucination (SPEC 9).
+    6 right and nothing false; 3 no answer, or a description of too little, but nothing false; 2 right
+    with a false object; 1 wrong; 0 wrong with a false object. Three or more means no hallucination (SPEC 9).
+    ``kind`` and ``about`` are as ``language.question_kind`` gives them; a question about an absent object
+    is an adversarial one.
     """
-    if kind == "attribute" and about not in scene.objects:
+    if kind in ("attribute", "counting", "relation") and about not in scene.objects:
         kind = "adversarial"
     false = sorted(set(false_objects(scene, response)))
     right = _right(scene, kind, about, gt, response)
@@ -123,6 +155,6 @@ def rate(scene: Scene, kind: str, about: str | None, gt: str, response: str) -> 
         return 2, f"right, but not there: {', '.join(false)}"
     if false:
         return 0, f"wrong, and not there: {', '.join(false)}"
-    if not response.strip() or (kind == "holistic" and not mentioned(response)):
+    if kind == "holistic" or not _answers(kind, about, response):
         return 3, "no answer, and nothing false"
     return 1, f"wrong; the scene's answer: {gt}"

@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.jsonl import write_json, write_records, write_text
+from data.jsonl import DataError, read_rows, write_json, write_records, write_text
 from data.schema import Example, Facts, Image, Message, Prompt
 from data.world import language as lang
 from data.world.draw import SIDE, draw_scene
@@ -172,6 +172,13 @@ def pope_rows(scenes: list[Scene], seed: int) -> dict[str, list[dict[str, object
     return splits
 
 
+def _suits(scene: Scene, make: object, index: int) -> bool:
+    """Whether the scene can be asked about in this way; every second "other" question may find no board."""
+    if make is lang.relation:
+        return any(g.count == 1 for g in scene.groups)
+    return make is not lang.other or scene.text is not None or index % 16 == 7
+
+
 def mmhal_rows(scenes: list[Scene], seed: int, n: int = 96) -> list[dict[str, object]]:
     """``n`` open questions in MMHal-Bench's template; type = index mod 8, topic = super-category."""
     rng = random.Random(f"mmhal/{seed}")
@@ -180,7 +187,9 @@ def mmhal_rows(scenes: list[Scene], seed: int, n: int = 96) -> list[dict[str, ob
     rows: list[dict[str, object]] = []
     while len(rows) < n:
         make = lang.MMHAL[len(rows) % 8]
-        scene = next(s for s in pool if s.text or make is not lang.other or len(rows) % 16 == 7)
+        scene = next((s for s in pool if _suits(s, make, len(rows))), None)
+        if scene is None:
+            raise DataError(f"{len(scenes)} scenes are too few for {n} questions", mend="give twice as many")
         turn = make(scene, rng)
         rows.append({
             "question_type": make.__name__, "question_topic": topics[scene.objects[0]], "image_id": scene.id,
@@ -208,9 +217,18 @@ def draw_all(scenes: list[Scene], folder: Path, workers: int) -> None:
 
 
 def read_scenes(folder: Path) -> dict[str, Scene]:
-    """Image id -> scene. For annotators and judges only."""
-    rows = (json.loads(line) for line in (folder / "scenes.jsonl").read_text("utf-8").splitlines())
-    return {row["id"]: Scene.from_json(row) for row in rows}
+    """Image id -> scene. For annotators and judges only. Raises DataError for a damaged file."""
+    scenes: dict[str, Scene] = {}
+    for row, value in read_rows(folder / "scenes.jsonl"):
+        if isinstance(value, DataError):
+            raise value
+        try:
+            scene = Scene.from_json(value)
+        except KeyError as error:
+            mend = "write the folder again (align data world)"
+            raise row.locate(DataError("the key is missing", key=str(error.args[0]), mend=mend)) from None
+        scenes[scene.id] = scene
+    return scenes
 
 
 def build(folder: Path, sizes: WorldSizes, rates: WorldRates, *, seed: int, workers: int = 2,
@@ -221,7 +239,7 @@ def build(folder: Path, sizes: WorldSizes, rates: WorldRates, *, seed: int, work
         k: [sample_scene(scene_seed(seed, k), i, rates.difficulty) for i in range(n)]
         for k, n in streams.items()
     }
-    count = max(sizes.describe, 2 * sizes.pope_images, 150)
+    count = max(sizes.describe, 2 * sizes.pope_images, 200)
     scenes["eval"] = [sample_scene(scene_seed(seed, "eval"), i, rates.difficulty) for i in range(count)]
     every = [s for group in scenes.values() for s in group]
     folder.mkdir(parents=True, exist_ok=True)

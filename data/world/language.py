@@ -13,8 +13,8 @@ PLURALS = {name: name + ("es" if name.endswith(("ch", "x")) else "s") for name i
     "child": "children", "man": "men", "woman": "women",
 }  # fmt: skip
 _SINGULAR = {plural: name for name, plural in PLURALS.items()} | {name: name for name in OBJECTS}
-_WORD = re.compile(r"[a-z]+|[.!?;]")
-_NEGATIONS = {"no", "not", "without", "isn", "aren", "neither"}
+_WORD = re.compile(r"[a-z]+(?:['’]t)?|[.!?;]")
+_NEGATIONS = {"no", "not", "without", "neither", "none", "never", "cannot"}
 
 DESCRIBE = ("Describe this image in detail.", "What is in this picture?", "Please describe what you see.")
 LETTERS = "ABCD"
@@ -59,7 +59,7 @@ def mentioned(text: str) -> list[str]:
     for word in _WORD.findall(text.lower()):
         if word in ".!?;":
             negated = False
-        elif word in _NEGATIONS:
+        elif word in _NEGATIONS or word.endswith(("'t", "’t")):
             negated = True
         elif word in _SINGULAR and not negated:
             found.append(_SINGULAR[word])
