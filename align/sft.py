@@ -26,7 +26,6 @@ from align.models.lmm import (
     Lmm,
     ModelError,
     add_adapters,
-    image_features,
     is_llava,
     load,
     logprobs_of,
@@ -117,16 +116,23 @@ class Pictures(Dataset):
 
 
 class Collator:
-    """Rendering as the Trainer calls it. Cached features go by the name of the pixels they replace."""
+    """Rendering as the Trainer calls it: labels (B, K) are those of the last K = ``logits_to_keep`` positions.
+
+    Kept features go by the name of the pixels that they replace.
+    """
 
     def __init__(self, renderer: Renderer, max_length: int | None) -> None:
         self.renderer = renderer
         self.max_length = max_length
 
-    def __call__(self, pairs: Sequence[tuple[Example, ImageInput]]) -> dict[str, Tensor]:
+    def __call__(self, pairs: Sequence[tuple[Example, ImageInput]]) -> dict[str, Any]:
         batch = self.renderer.train_batch([e for e, _ in pairs], [i for _, i in pairs], self.max_length)
         if "vision_features" in batch:
             batch["pixel_values"] = batch.pop("vision_features")
+        # logits are needed from just ahead of the first label on: the image and question need no softmax
+        start = int((batch["labels"] != IGNORE).any(0).nonzero()[0]) - 1
+        batch["labels"] = batch["labels"][:, start:]
+        batch["logits_to_keep"] = batch["labels"].shape[1]
         return batch
 
 
@@ -183,11 +189,11 @@ def check_batch(lmm: Lmm, collate: Collator, pairs: Sequence[tuple[Example, Imag
 
 
 @torch.no_grad()
-def _loss_sum(model: Any, batch: dict[str, Tensor]) -> tuple[float, int]:
+def _loss_sum(model: Any, batch: dict[str, Any]) -> tuple[float, int]:
     """Summed cross-entropy and number of the labelled tokens."""
     labels = batch["labels"][:, 1:]
     learned = labels != IGNORE
-    hidden = last_hidden(model, batch, image_features(model, batch))[:, :-1]
+    hidden = last_hidden(model, batch)[:, -batch["logits_to_keep"] : -1]
     logprobs, _ = logprobs_of(model, hidden[learned].unsqueeze(0), labels[learned].unsqueeze(0))
     return -float(logprobs.sum()), int(learned.sum())
 
@@ -204,7 +210,7 @@ def evaluate(model: Any, data: Pictures, collate: Collator, batch_size: int, dev
     return total / count
 
 
-def _batches(data: Pictures, collate: Collator, size: int) -> Iterator[dict[str, Tensor]]:
+def _batches(data: Pictures, collate: Collator, size: int) -> Iterator[dict[str, Any]]:
     for start in range(0, len(data), size):
         yield collate([data[i] for i in range(start, min(start + size, len(data)))])
 
@@ -324,6 +330,9 @@ def train(
 
 def _arguments(settings: SftSettings, folder: Path, device: torch.device) -> TrainingArguments:
     optim = settings.optim
+    checkpointing: dict[str, Any] = {}
+    if settings.gradient_checkpointing:
+        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,
@@ -335,8 +344,7 @@ def _arguments(settings: SftSettings, folder: Path, device: torch.device) -> Tra
         warmup_steps=optim.warmup_steps,
         max_grad_norm=optim.max_grad_norm,
         bf16=settings.bf16,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        **checkpointing,
         logging_steps=settings.log_every,
         save_strategy="steps" if settings.save_every else "no",
         save_steps=settings.save_every or 500,

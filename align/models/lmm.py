@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils.logging import disable_progress_bar
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from align.config import LoraSettings, ModelSettings
@@ -53,6 +56,12 @@ CHAT_TEMPLATE = """\
 {{ eos_token if message['role'] == 'assistant' else ' ' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"""
+
+
+# it warns of an optional kernel each time PEFT imports it
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+if not sys.stderr.isatty():
+    disable_progress_bar()
 
 
 class ModelError(ValueError):
@@ -347,7 +356,7 @@ def hidden_states(model: Any, batch: Batch, features: Tensor | None = None) -> T
     """
     base = unwrap(model)
     if not is_llava(model):
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        inputs = {k: v for k, v in batch.items() if k not in ("labels", "logits_to_keep")}
         return base.base_model(**inputs, use_cache=False, return_dict=True).last_hidden_state
     if features is None:
         features = image_features(model, batch)

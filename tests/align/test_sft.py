@@ -57,7 +57,7 @@ def test_logged_loss_is_the_mean_over_labelled_tokens(tiny_llava: Path, colour_d
     sft.run(settings)
     lmm = load(settings.model)
     data = sft.Pictures(sft._read(settings.data), str(colour_data))
-    batch = sft.Collator(Renderer(lmm.processor), None)([data[i] for i in range(12)])
+    batch = Renderer(lmm.processor).train_batch(*zip(*[data[i] for i in range(12)], strict=True))
     labels = batch.pop("labels")
     with torch.no_grad():
         logits = lmm.model(**batch).logits.log_softmax(-1)
