@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from evals import metrics
+from evals.metrics import Mentions
+
+
+def test_mean_interval_agrees_with_a_plain_loop() -> None:
+    values = np.random.default_rng(3).normal(size=40)
+    got = metrics.mean_interval(values, n_boot=200, seed=7)
+    draws = np.random.default_rng(7).integers(0, 40, (200, 40))
+    means = [values[row].mean() for row in draws]
+    assert got.value == pytest.approx(values.mean())
+    assert (got.low, got.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+    assert got.n == 40
+
+
+def test_interval_has_the_normal_width() -> None:
+    values = np.random.default_rng(0).normal(size=2000)
+    got = metrics.mean_interval(values, n_boot=2000)
+    assert (got.high - got.low) / 2 == pytest.approx(1.96 * values.std() / math.sqrt(2000), rel=0.06)
+
+
+def test_chunks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = np.random.default_rng(1).integers(0, 5, (30, 2)).astype(float)
+    whole = metrics.resampled_sums(table, 50, seed=4)
+    monkeypatch.setattr(metrics, "_CHUNK", 70)
+    assert np.array_equal(metrics.resampled_sums(table, 50, seed=4), whole)
+
+
+def test_clusters_widen_the_interval_of_copied_answers() -> None:
+    values = np.repeat(np.random.default_rng(2).normal(size=50), 10)
+    names = [f"image {i // 10}" for i in range(500)]
+    alone = metrics.mean_interval(values)
+    clustered = metrics.mean_interval(values, clusters=names)
+    assert clustered.value == alone.value and clustered.n == 500
+    # ten copies of everything say nothing new: wider by the square root of ten
+    assert (clustered.high - clustered.low) / (alone.high - alone.low) == pytest.approx(10**0.5, rel=0.15)
+    shuffled = np.random.default_rng(5).permutation(500)
+    assert metrics.mean_interval(
+        values[shuffled], clusters=[names[i] for i in shuffled]
+    ).value == pytest.approx(alone.value)
+
+
+def test_f1_and_undefined_figures() -> None:
+    assert metrics.f1(np.array([3.0, 1.0, 2.0])) == pytest.approx(6 / 9)
+    assert metrics.f1(np.zeros(3)) == 0
+    got = metrics.bootstrap(np.zeros((4, 2)), metrics.ratio)
+    assert math.isnan(got.value)
+    assert got.as_dict() == {"value": None, "low": None, "high": None, "n": 4}
+    assert math.isnan(metrics.interval_from(got.as_dict()).low)
+    assert metrics.interval_from({"value": 1, "low": 0.5, "high": 2, "n": 3}) == metrics.Interval(
+        1, 0.5, 2, 3
+    )
+
+
+def test_paired_difference_uses_the_pairing() -> None:
+    base = np.random.default_rng(0).normal(size=300) * 10
+    got = metrics.paired_difference(
+        metrics.mean_columns(base + 1), metrics.mean_columns(base), metrics.ratio, n_boot=300
+    )
+    # each pair differs by exactly 1, so nothing is left to chance
+    assert (got.low, got.value, got.high) == pytest.approx((1, 1, 1))
+
+
+def test_mcnemar_against_exact_fractions() -> None:
+    a = [1] * 9 + [0] * 2 + [1] * 5
+    b = [0] * 9 + [1] * 2 + [1] * 5
+    got = metrics.mcnemar_exact(a, b)
+    want = 2 * Fraction(1 + 11 + 55, 2**11)
+    assert (got.only_a, got.only_b) == (9, 2) and got.p == pytest.approx(float(want))
+    assert metrics.mcnemar_exact([1, 0], [1, 0]).p == 1
+    assert metrics.mcnemar_exact([1, 0], [0, 1]).p == 1
+    assert metrics.mcnemar_exact([1] * 4000, [0] * 4000).p == 0
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(ValueError, match="at least one item"):
+        metrics.mean_interval([])
+    with pytest.raises(ValueError, match="2 cluster names for 3 items"):
+        metrics.mean_interval([1, 2, 3], clusters=["a", "b"])
+    with pytest.raises(ValueError, match="false must not exceed total"):
+        _mentions([(2, 1, 0, 1)])
+    with pytest.raises(ValueError, match="different items"):
+        metrics.matched_recall(_mentions([(0, 1, 1, 2)]), _mentions([(0, 1, 1, 3)]))
+
+
+def _mentions(rows: list[tuple[int, int, int, int]]) -> Mentions:
+    return Mentions(*np.array(rows, dtype=np.int64).T)
+
+
+def test_matched_recall_by_hand() -> None:
+    # rows: false, total, named, present. Strata (present, named) shared by both: (3, 1) and (3, 2).
+    a = _mentions([(1, 2, 1, 3), (0, 1, 1, 3), (0, 2, 2, 3), (2, 5, 3, 3)])
+    b = _mentions([(1, 2, 1, 3), (1, 3, 2, 3), (0, 2, 2, 3), (1, 3, 2, 3)])
+    got = metrics.matched_recall(a, b, n_boot=50)
+    # weights: (3,1): 2*1/3; (3,2): 1*3/4. Rates of a: 1/2, 0; of b: 1, 2/3
+    w1, w2 = 2 / 3, 3 / 4
+    rate_a, rate_b = w1 * 0.5 / (w1 + w2), (w1 * 1 + w2 * 2 / 3) / (w1 + w2)
+    assert got.hallucination_rate.a.value == pytest.approx(rate_a)
+    assert got.hallucination_rate.b.value == pytest.approx(rate_b)
+    assert got.hallucination_rate.difference.value == pytest.approx(rate_a - rate_b)
+    # mean false and mean mentions in the strata: a: .5/1.5, 0/2; b: 1/2, (2/3)/(8/3)
+    assert got.chair_i.a.value == pytest.approx(w1 * 0.5 / (w1 * 1.5 + w2 * 2))
+    assert got.chair_i.b.value == pytest.approx((w1 * 1 + w2 * 2 / 3) / (w1 * 2 + w2 * 8 / 3))
+    assert got.recall == pytest.approx((w1 * 1 + w2 * 2) / (3 * (w1 + w2)))
+    assert (got.strata, got.share_a, got.share_b) == (2, 0.75, 1.0)
+
+
+#: chance of a false object by the number of true objects named, out of three
+RISK = np.array([0.0, 0.25, 0.5, 0.75])
+
+
+def _exact(counts: list[int], risk: np.ndarray) -> Mentions:
+    """``counts[k]`` responses that name k of three objects, the share risk[k] of them with a false one."""
+    rows = []
+    for named, count in enumerate(counts):
+        wrong = round(count * risk[named])
+        rows += [(int(i < wrong), named + int(i < wrong), named, 3) for i in range(count)]
+    return _mentions(rows)
+
+
+def test_matched_recall_sees_through_a_model_that_merely_says_less() -> None:
+    talkative, terse = _exact([40, 80, 120, 760], RISK), _exact([400, 400, 160, 40], RISK)
+    raw = metrics.paired_difference(
+        metrics.mean_columns(talkative.false > 0), metrics.mean_columns(terse.false > 0), metrics.ratio
+    )
+    assert raw.value == pytest.approx(0.65 - 0.21) and raw.low > 0.3
+    matched = metrics.matched_recall(talkative, terse)
+    assert matched.hallucination_rate.difference.value == pytest.approx(0, abs=1e-12)
+    assert matched.chair_i.difference.value == pytest.approx(0, abs=1e-12)
+    # a model that errs half as often in every stratum shows exactly that, although it says more
+    better = metrics.matched_recall(_exact([40, 80, 120, 760], RISK / 2), terse).hallucination_rate
+    assert better.a.value == pytest.approx(better.b.value / 2) and better.difference.high < 0
+
+
+def test_matched_recall_interval_covers_as_often_as_it_says() -> None:
+    covered = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        models = []
+        for rate in (0.8, 0.4):
+            named = rng.binomial(3, rate, 400)
+            false = (rng.random(400) < RISK[named]).astype(np.int64)
+            models.append(Mentions(false, named + false, named, np.full(400, 3)))
+        got = metrics.matched_recall(*models, n_boot=200).hallucination_rate.difference
+        covered += got.low <= 0 <= got.high
+    # 95 % of 60 is 57; fewer than 52 would happen by chance about once in fifty times
+    assert covered >= 52
+
+
+def test_matched_recall_without_common_ground_is_undefined() -> None:
+    got = metrics.matched_recall(_mentions([(0, 1, 1, 2)]), _mentions([(0, 2, 2, 2)]), n_boot=20)
+    assert math.isnan(got.hallucination_rate.difference.value) and math.isnan(got.recall) and got.strata == 0
+
+
+def test_equal_models_differ_by_nothing() -> None:
+    m = _exact([40, 60, 60, 40], RISK)
+    got = metrics.matched_recall(m, m, n_boot=100)
+    assert got.chair_i.difference == metrics.Interval(0, 0, 0, 200)
+    # matching a model with itself leaves its own figures
+    assert got.hallucination_rate.a.value == pytest.approx((m.false > 0).mean())

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data.formats.mmhal import MmhalItem
+from data.jsonl import DataError
+from evals.judges import FunctionJudge, JudgeRequest
+from evals.mmhal import BUILT_IN, TYPES, JudgePrompt, benchmark_of, read_benchmark, read_prompt
+
+
+def _item(index: int, **changes: object) -> MmhalItem:
+    row = {
+        "question_type": TYPES[index % 8],
+        "question_topic": "animal",
+        "image_id": f"img{index}",
+        "image_src": f"images/{index}.png",
+        "image_content": ["cat", "cup"],
+        "question": f"question {index}?",
+        "gt_answer": f"truth {index}",
+    }
+    return MmhalItem.model_validate(row | changes)
+
+
+def _echo(request: JudgeRequest) -> str:
+    return request.response
+
+
+def test_score_rate_and_types_by_hand() -> None:
+    bench = benchmark_of([_item(i) for i in range(9)], FunctionJudge("echo", _echo), n_boot=100)
+    said = ["Rating: 6", "Rating: 2", "Rating: 3", "Rating: 0", "none", "Rating: 1 rating: 2"]
+    said += ["rating: 4", "Rating: 10", "Rating: 2"]
+    scored = bench.score({str(i): text for i, text in enumerate(said)})
+    got = scored.result
+    ratings = [6, 2, 3, 0, 0, 0, 4, 1, 2]
+    assert got["score"]["value"] == pytest.approx(sum(ratings) / 9)
+    assert got["hallucination_rate"]["value"] == pytest.approx(6 / 9)
+    assert got["unrated"] == ["4", "5"]
+    assert list(got["by_type"]) == list(TYPES)
+    attribute = got["by_type"]["attribute"]  # items 0 and 8
+    assert (attribute["score"]["value"], attribute["score"]["n"]) == (4, 2)
+    assert attribute["hallucination_rate"]["value"] == 0.5
+    assert (got["n"], got["judge"], got["prompt"]["name"]) == (9, "echo", "built-in")
+    assert [v.label == "none" for v in scored.verdicts] == [r >= 3 for r in ratings]
+    assert scored.verdicts[4].reason == "none" and scored.verdicts[4].score == 0
+
+
+def test_the_type_field_decides() -> None:
+    items = [_item(0, question_type="counting"), _item(1, question_type="new")]
+    bench = benchmark_of(items, FunctionJudge("e", _echo), n_boot=100)
+    got = bench.score({"0": "Rating: 5", "1": "Rating: 1"}).result["by_type"]
+    assert list(got) == ["counting", "new"]
+
+
+def test_prompt_is_filled_once() -> None:
+    filled = BUILT_IN.fill(_item(0, question="what {response}?"), "an {objects} answer")
+    assert "Things in the picture: cat, cup\n" in filled
+    assert "Question: what {response}?" in filled and "an {objects} answer" in filled
+    official = JudgePrompt("official", "C {} Q {} H {} R {} end")
+    assert official.fill(_item(0, question="{}"), "r {}") == "C cat, cup Q {} H truth 0 R r {} end"
+    with pytest.raises(DataError, match="four places"):
+        JudgePrompt("bad", "rate {response}")
+
+
+def test_prompt_from_a_file_is_named_in_the_result(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("{objects}|{question}|{reference}|{response}", encoding="utf-8")
+    seen: list[str] = []
+
+    def judge(request: JudgeRequest) -> str:
+        seen.append(request.prompt)
+        return "Rating: 3"
+
+    prompt = read_prompt(tmp_path / "mine.txt")
+    got = (
+        benchmark_of([_item(0)], FunctionJudge("j", judge), prompt=prompt, n_boot=100)
+        .score({"0": "a cat"})
+        .result
+    )
+    assert seen == ["cat, cup|question 0?|truth 0|a cat"]
+    assert got["prompt"] == {"name": "mine.txt", "sha256": prompt.sha256}
+    assert prompt.sha256 != BUILT_IN.sha256
+    with pytest.raises(DataError, match="check the path"):
+        read_prompt(tmp_path / "absent.txt")
+
+
+def test_reads_the_template_layout(tmp_path: Path) -> None:
+    rows = [_item(i).model_dump() for i in range(10)]
+    rows[1]["image_src"] = "https://example.org/x.jpg"
+    (tmp_path / "mmhal.json").write_text(json.dumps(rows), encoding="utf-8")
+    bench = read_benchmark(tmp_path / "mmhal.json", FunctionJudge("e", _echo))
+    items = bench.items
+    assert [i.id for i in items] == [str(i) for i in range(10)]
+    assert (items[0].image.path, items[0].image.id) == ("images/0.png", "img0")
+    assert items[1].image.url == "https://example.org/x.jpg"
+    assert len(bench.sha256) == 64
+
+
+def test_all_ids_are_needed() -> None:
+    bench = benchmark_of([_item(0), _item(1)], FunctionJudge("e", _echo))
+    with pytest.raises(DataError, match="missing"):
+        bench.score({"0": "Rating: 1"})
