@@ -89,9 +89,14 @@ def _places(text: str) -> set[str]:
     return {c for c in found if not any(o != c and o.startswith(c) for o in found)}
 
 
+_ABSENT = re.compile(
+    r"\bthere (?:is|are) none\b|\bno such\b|\bno board\b|(?:\bnot|n['’]t) (?:there|in the)\b"
+)
+
+
 def _denied(text: str, name: str | None) -> bool:
-    """Whether the text says that the thing asked for is not there."""
-    if re.search(r"\b(there (is|are) none|no such|(not|n['’]t) (there|in the))\b", text.lower()):
+    """Whether the text says that the object ``name`` (None: the board) is not there."""
+    if _ABSENT.search(text.lower()):
         return True
     named = _used(text, (name, PLURALS[name])) if name else ()
     return bool(named) and name not in mentioned(text)
@@ -112,7 +117,7 @@ def _answers(kind: str, about: str | None, response: str) -> bool:
     if kind == "relation":
         return bool(_places(response))
     if kind in _VALUES:
-        return bool(_used(response, _VALUES[kind])) or _denied(response, about or "board")
+        return bool(_used(response, _VALUES[kind])) or _denied(response, about)
     return bool(mentioned(response)) or (kind == "comparison" and "as many" in response.lower())
 
 
@@ -134,7 +139,7 @@ def _right(scene: Scene, kind: str, about: str | None, gt: str, response: str) -
         return 2 * len(set(mentioned(response)) & set(scene.objects)) >= len(scene.objects)
     if scene.text:
         return _used(response, WORDS) == {scene.text[1]}
-    return _denied(response, "board")
+    return _denied(response, None)
 
 
 def rate(scene: Scene, kind: str, about: str | None, gt: str, response: str) -> tuple[int, str]:
