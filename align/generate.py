@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image as PILImage
@@ -17,9 +17,9 @@ from align.models.lmm import Lmm, embed, image_features, is_llava, move, unwrap,
 from align.render import ImageInput, Renderer
 from data.schema import Message, Response
 
-Item = tuple[Sequence[Message], ImageInput]
+Item: TypeAlias = tuple[Sequence[Message], ImageInput]
 #: wraps the iteration over batches, e.g. tqdm
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
+Progress: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 @dataclass
@@ -75,10 +75,13 @@ def generate(
     """Answer every (messages, image) item; ``num_return`` > 1 gives that many samples an item, as a list.
 
     Temperature 0 is greedy. Batches are sorted by length and the order is restored. The same seed, items and
-    settings give the same answers; torch's random state, the model's mode and the tokenizer are left as they were.
+    settings give the same answers; torch's random state, the model's mode and the tokenizer are left as they
+    were.
     """
     if num_return > 1 and settings.temperature == 0:
-        raise ValueError(f"num_return {num_return} at temperature 0 gives equal answers; raise the temperature")
+        raise ValueError(
+            f"num_return {num_return} at temperature 0 gives equal answers; raise the temperature"
+        )
     lengths = renderer.prompt_lengths(items)
     order = sorted(range(len(items)), key=lambda i: (-lengths[i], i))
     chunk = max(1, settings.batch_size // num_return)
@@ -111,8 +114,8 @@ def rollout_tokens(
 ) -> Generated:
     """Sample from the active adapter; rows are item 0's ``num_return`` samples, then item 1's, and so on.
 
-    Items are generated ``settings.batch_size`` rows at a time, sorted by length; the result is in their order.
-    Raises RenderError for a prompt longer than ``max_prompt`` tokens.
+    Items are generated ``settings.batch_size`` rows at a time, sorted by length; the result is in their
+    order. Raises RenderError for a prompt longer than ``max_prompt`` tokens.
     """
     if not items:
         raise ValueError("no items to generate from; give at least one")
@@ -134,7 +137,7 @@ def rollout_tokens(
 def grid_features(
     lmm: Lmm, renderer: Renderer, images: Sequence[PILImage.Image], batch_size: int = 64
 ) -> list[Tensor]:
-    """The tower's features (N, D) of each picture, without gradients: they stand for the picture in any item."""
+    """The tower's features (N, D) of each picture, without gradients; they stand for it in any item."""
     found: list[Tensor] = []
     for start in range(0, len(images), batch_size):
         pixels = renderer.pixel_values(images[start : start + batch_size]).to(lmm.device)
@@ -169,11 +172,18 @@ def _end_ids(lmm: Lmm, renderer: Renderer) -> list[int]:
     return sorted({renderer.end_token_id, *known})
 
 
-def _config(settings: GenerateSettings, ends: list[int], renderer: Renderer, num_return: int) -> GenerationConfig:
+def _config(
+    settings: GenerateSettings, ends: list[int], renderer: Renderer, num_return: int
+) -> GenerationConfig:
     # everything that a checkpoint's own generation config might change is stated
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
-        sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+        sampling = {
+            "do_sample": True,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": 0,
+        }
     return GenerationConfig(
         **sampling,
         max_new_tokens=settings.max_new_tokens,
@@ -197,7 +207,7 @@ def _run(
     num_return: int,
     max_prompt: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """One batch: prompt ids and mask (b, p), response ids (b·num_return, r), features of the batch's images."""
+    """One batch: prompt ids and mask (b, p), response ids (b·num_return, r), image features."""
     base = unwrap(lmm.model)
     if not is_llava(base):
         batch = move(renderer.prompt_batch(items, max_length=max_prompt), lmm.device)

@@ -1,8 +1,10 @@
-"""Records to model inputs: chat text, token ids, the loss mask and the image's place. The only place that masks.
+"""Records to model inputs: chat text, token ids, the loss mask and the image's place. The only place that
+masks.
 
 The chat template is rendered once for each shape of conversation (its roles, with or without an image), with
-markers where the contents go; contents are then filled in as plain text. So the place of every assistant token
-is known exactly, special tokens planted in a content stay plain text, and no template runs for each sample.
+markers where the contents go; contents are then filled in as plain text. So the place of every assistant
+token is known exactly, special tokens planted in a content stay plain text, and no template runs for each
+sample.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image as PILImage
@@ -23,13 +25,13 @@ from align.rows import Row, fit, pad, pad_like
 from data.schema import Example, Facts, Message
 
 #: a picture; or its normalised pixels (3, S, S); or its grid features (N, D), see ``lmm.vision_features``
-ImageInput = PILImage.Image | Tensor | None
+ImageInput: TypeAlias = PILImage.Image | Tensor | None
 
 #: The evaluation turn ahead of the score. ``{facts}`` is replaced by the facts, or by nothing.
 REWARD_TEMPLATE = (
     "{facts}\n"
-    "Now judge the last answer. It should be accurate: every claim holds in the image. It should be helpful: it "
-    "answers what was asked. It should read naturally and be concise. Is the answer correct?"
+    "Now judge the last answer. It should be accurate: every claim holds in the image. It should be helpful: "
+    "it answers what was asked. It should read naturally and be concise. Is the answer correct?"
 )
 FACTS_HEADER = "True of the image:"
 
@@ -93,8 +95,8 @@ class Renderer:
         """Whole conversations, right padded (B, T): input_ids, attention_mask, labels and the images' inputs.
 
         ``labels`` are the ids of every assistant turn, from the end of its generation prompt to its end token
-        included, and -100 elsewhere. Rows longer than ``max_length`` lose their end; RenderError names the sample
-        if that would cut its image or leave nothing to learn.
+        included, and -100 elsewhere. Rows longer than ``max_length`` lose their end; RenderError names the
+        sample if that would cut its image or leave nothing to learn.
         """
         images = images if images is not None else [None] * len(examples)
         for example, image in zip(examples, images, strict=True):
@@ -114,8 +116,8 @@ class Renderer:
     ) -> dict[str, Tensor]:
         """Conversations that end with a user turn, left padded (B, T), each closed by the generation prompt.
 
-        A row is a token prefix of the same conversation in ``train_batch``. Prompts are never cut: RenderError
-        for one longer than ``max_length``.
+        A row is a token prefix of the same conversation in ``train_batch``. Prompts are never cut:
+        RenderError for one longer than ``max_length``.
         """
         images = [image for _, image in items]
         names = list(names) if names is not None else [f"#{i}" for i in range(len(items))]
@@ -139,9 +141,15 @@ class Renderer:
         conversations = []
         for messages, response, facts, image in items:
             if facts and "{facts}" not in template:
-                raise RenderError("the reward template has no place for facts; put {facts} where they should stand")
+                raise RenderError(
+                    "the reward template has no place for facts; put {facts} where they should stand"
+                )
             question = template.replace("{facts}", facts or "").strip()
-            turns = [*messages, Message(role="assistant", content=response), Message(role="user", content=question)]
+            turns = [
+                *messages,
+                Message(role="assistant", content=response),
+                Message(role="user", content=question),
+            ]
             conversations.append((turns, image))
         return self.prompt_batch(conversations, max_length=max_length, names=names)
 
@@ -156,10 +164,12 @@ class Renderer:
         return self.processor.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
 
     def sanitize(self, text: str) -> str:
-        """``text`` with special tokens broken by a space ("</s>" -> "< /s>"), so that they are read as text."""
+        """``text`` with special tokens broken by a space ("</s>" -> "< /s>"), so that they stay text."""
         text = text.strip()
         while self._special_pattern.search(text):
-            text = self._special_pattern.sub(lambda m: f"{m[0][0]} {m[0][1:]}" if len(m[0]) > 1 else " ", text)
+            text = self._special_pattern.sub(
+                lambda m: f"{m[0][0]} {m[0][1:]}" if len(m[0]) > 1 else " ", text
+            )
         return text
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -189,7 +199,9 @@ class Renderer:
         found = next((t for t in self._special if after.lstrip().startswith(t)), None)
         self._adds_end = found is None
         if found is None and self.tokenizer.eos_token is None:
-            raise RenderError("neither the chat template nor the tokenizer has an end token; set tokenizer.eos_token")
+            raise RenderError(
+                "neither the chat template nor the tokenizer has an end token; set tokenizer.eos_token"
+            )
         return found or self.tokenizer.eos_token
 
     def _layout(self, roles: tuple[str, ...], image: bool, generate: bool) -> list[str | int]:
@@ -204,15 +216,21 @@ class Renderer:
             if image and i == first_user:
                 content.insert(0, {"type": "image"})
             conversation.append({"role": role, "content": content})
-        text = self.processor.apply_chat_template(conversation, add_generation_prompt=generate, tokenize=False)
+        text = self.processor.apply_chat_template(
+            conversation, add_generation_prompt=generate, tokenize=False
+        )
         pieces = re.split("\ue000(\\d+)\ue001", text)
         layout: list[str | int] = [int(p) if i % 2 else p for i, p in enumerate(pieces)]
         if [p for p in layout if isinstance(p, int)] != list(range(len(roles))):
-            raise RenderError(f"the chat template drops, repeats or reorders turns of {roles}; it cannot be used")
+            raise RenderError(
+                f"the chat template drops, repeats or reorders turns of {roles}; it cannot be used"
+            )
         self._layouts[key] = layout
         return layout
 
-    def _text(self, turns: list[tuple[str, str]], image: bool, generate: bool) -> tuple[str, list[tuple[int, int]]]:
+    def _text(
+        self, turns: list[tuple[str, str]], image: bool, generate: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
         """The conversation's text, and the (start, end) characters of what the assistant says."""
         roles = tuple(role for role, _ in turns)
         layout = self._layout(roles, image, generate)
@@ -222,14 +240,11 @@ class Renderer:
         for at, piece in enumerate(layout):
             text = piece if isinstance(piece, str) else turns[piece][1]
             if isinstance(piece, int) and roles[piece] == "assistant":
-                if self._adds_end:
-                    text += self.end_token
+                follow = str(layout[at + 1]).find(self.end_token)
+                if self._adds_end or follow < 0:
+                    text, follow = text + self.end_token, -len(self.end_token)
                 start = length - len(self._lead(roles, image, piece, str(layout[at - 1])))
-                end = length + len(text)
-                if not self._adds_end:
-                    follow = str(layout[at + 1])
-                    end += follow.index(self.end_token) + len(self.end_token)
-                spans.append((start, end))
+                spans.append((start, length + len(text) + follow + len(self.end_token)))
             parts.append(text)
             length += len(text)
         whole = "".join(parts)
@@ -249,7 +264,9 @@ class Renderer:
         names: Sequence[str],
     ) -> list[Row]:
         """Token ids and labels, the image still a single token."""
-        rendered = [self._text(t, image is not None, generate) for t, image in zip(turns, images, strict=True)]
+        rendered = [
+            self._text(t, image is not None, generate) for t, image in zip(turns, images, strict=True)
+        ]
         encoded = self.tokenizer(
             [text for text, _ in rendered],
             add_special_tokens=False,
@@ -327,7 +344,7 @@ class Renderer:
     def _foreign_inputs(
         self, rows: list[Row], given: list[Any], images: Sequence[ImageInput]
     ) -> dict[str, Tensor | list[Tensor]]:
-        """Any other processor expands its own image tokens; our labels are aligned to its ids from the right."""
+        """Any other processor expands its own image tokens; our labels are aligned from the right."""
         if any(isinstance(image, Tensor) for image in given):
             raise RenderError("cached features need a LLaVA model; pass pictures to this processor")
         nested = [[image] for image in given] if len(given) == len(images) else given
@@ -346,7 +363,9 @@ class Renderer:
             added = len(ids) - len(row.ids)
             first = next((j for j, x in enumerate(row.labels) if x != IGNORE), len(row.ids) - 1)
             if added < 0 or ids[first + added :] != row.ids[first:]:
-                raise RenderError(f"sample {row.name}: the processor changes the text after the image; unsupported")
+                raise RenderError(
+                    f"sample {row.name}: the processor changes the text after the image; unsupported"
+                )
             row.labels = [IGNORE] * added + row.labels if row.labels else row.labels
             row.ids = ids
             row.image_end = max((j + 1 for j, x in enumerate(ids) if x == self.image_token_id), default=0)

@@ -64,7 +64,7 @@ def pad(rows: list[Row], longest: int, side: str, pad_id: int) -> dict[str, Tens
 
 
 def pad_like(values: list[Tensor], rows: list[Row], longest: int, side: str) -> Tensor:
-    """Pad a processor's own per-token inputs (right padded rows, e.g. token types) as ``pad`` pads the ids."""
+    """Pad a processor's own per-token inputs (right padded, e.g. token types) as ``pad`` pads the ids."""
     out = torch.zeros((len(rows), longest), dtype=values[0].dtype)
     for i, (value, row) in enumerate(zip(values, rows, strict=True)):
         # the begin ids are not the processor's; they are text, like its first token

@@ -14,10 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image as PILImage
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from align.checkpoint import RunDir, load_tensors, save_tensors
 from align.config import DataSettings, SftSettings
@@ -35,14 +42,18 @@ from align.models.lmm import (
     unwrap,
 )
 from align.models.lmm import hidden_states as last_hidden
+from align.models.vision import KeptTower
 from align.render import IGNORE, ImageInput, Renderer
-from data.schema import Example
+from data.images import open_image
+from data.load import load as load_records
+from data.schema import Example, Image
 
 WEIGHTS = "trained.safetensors"
 
 
 def run(settings: SftSettings) -> Path:
-    """Train and write ``<output>/model`` (a Hugging Face checkpoint) or, with LoRA, ``<output>/adapter`` (PEFT).
+    """Train and write ``<output>/model`` (a Hugging Face checkpoint) or, with LoRA, ``<output>/adapter``
+    (PEFT).
 
     Returns that directory; with ``dry_run`` the data are read, one batch is checked and nothing is written.
     Raises DataError, RenderError (naming the sample), ModelError or CheckpointError.
@@ -74,9 +85,7 @@ def run(settings: SftSettings) -> Path:
 
 
 def _read(data: DataSettings) -> list[Example]:
-    from data.load import load as load_records
-
-    return load_records(
+    records = load_records(
         data.path,
         "example",
         format=data.format,
@@ -86,6 +95,7 @@ def _read(data: DataSettings) -> list[Example]:
         max_bad=data.max_bad,
         strict=data.strict,
     )
+    return [record for record in records if isinstance(record, Example)]
 
 
 class Pictures(Dataset):
@@ -106,17 +116,16 @@ class Pictures(Dataset):
             return example, None
         if example.image.id in self.features:
             return example, self.features[example.image.id]
-        return example, self.open(example)
+        return example, self.open(example.image)
 
-    def open(self, example: Example) -> Any:
-        """The example's picture, decoded now."""
-        from data.images import open_image
-
-        return open_image(example.image, self.root)
+    def open(self, image: Image) -> PILImage.Image:
+        """The picture, decoded now."""
+        return open_image(image, self.root)
 
 
 class Collator:
-    """Rendering as the Trainer calls it: labels (B, K) are those of the last K = ``logits_to_keep`` positions.
+    """Rendering as the Trainer calls it: labels (B, K) are those of the last K = ``logits_to_keep``
+    positions.
 
     Kept features go by the name of the pixels that they replace.
     """
@@ -146,15 +155,19 @@ def part_of(name: str) -> str:
 
 
 def prepare(lmm: Lmm, settings: SftSettings) -> None:
-    """Freeze and unfreeze parts; with LoRA, put the adapter on and let the other asked parts learn in full."""
+    """Freeze and unfreeze parts; with LoRA, add the adapter and let the other asked parts learn in full."""
     learning = set(settings.train_parts)
     if settings.cache_features and ("vision" in learning or not is_llava(lmm.model)):
-        raise ModelError("cache_features needs a frozen tower of a LLaVA model; drop it, or vision in train_parts")
+        raise ModelError(
+            "cache_features needs a frozen tower of a LLaVA model; drop it, or vision in train_parts"
+        )
     if settings.lora:
         names = {"projector": "multi_modal_projector", "vision": "vision_tower"}
         full = [names[part] for part in sorted(learning - {"language"})]
         if full and not is_llava(lmm.model):
-            raise ModelError(f"train_parts {full} beside lora needs a LLaVA model; set train_parts to [language]")
+            raise ModelError(
+                f"train_parts {full} beside lora needs a LLaVA model; set train_parts to [language]"
+            )
         lmm.model = add_adapters(lmm.model, settings.lora, ["default"], full=full)
     else:
         for name, parameter in lmm.model.named_parameters():
@@ -170,10 +183,11 @@ def parameter_groups(model: nn.Module, settings: SftSettings) -> list[dict[str, 
         if parameter.requires_grad:
             groups.setdefault((part_of(name), parameter.ndim > 1), []).append(parameter)
     optim = settings.optim
+    rates = {str(part): lr for part, lr in optim.part_lr.items()}
     return [
         {
             "params": parameters,
-            "lr": optim.part_lr.get(part, optim.lr),
+            "lr": rates.get(part, optim.lr),
             "weight_decay": optim.weight_decay if matrices else 0.0,
         }
         for (part, matrices), parameters in sorted(groups.items(), key=lambda item: item[0])
@@ -215,28 +229,14 @@ def _batches(data: Pictures, collate: Collator, size: int) -> Iterator[dict[str,
         yield collate([data[i] for i in range(start, min(start + size, len(data)))])
 
 
-class KeptTower(nn.Module):
-    """Stands in for a frozen vision tower: what it is given as pixels are the tower's features (B, N, D)."""
-
-    def __init__(self, tower: Any, drops_first: bool) -> None:
-        super().__init__()
-        self.config = tower.config
-        self._drops_first = drops_first
-        self._states = tower.config.num_hidden_layers + 1
-
-    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        x = nn.functional.pad(pixel_values, (0, 0, 1, 0)) if self._drops_first else pixel_values
-        return BaseModelOutputWithPooling(last_hidden_state=x, hidden_states=(x,) * self._states)
-
-
 def keep_features(lmm: Lmm, renderer: Renderer, datasets: Sequence[Pictures]) -> None:
     """Encode every picture once, keep the features in memory, and put ``KeptTower`` in the tower's place."""
     for data in datasets:
-        unique = list({e.image.id: e for e in data.examples if e.image is not None}.values())
+        unique = list({e.image.id: e.image for e in data.examples if e.image is not None}.values())
         for start in range(0, len(unique), 64):
             chunk = unique[start : start + 64]
-            features = grid_features(lmm, renderer, [data.open(e) for e in chunk])
-            data.features |= {e.image.id: f.cpu() for e, f in zip(chunk, features, strict=True) if e.image}
+            features = grid_features(lmm, renderer, [data.open(image) for image in chunk])
+            data.features |= {image.id: f.cpu() for image, f in zip(chunk, features, strict=True)}
     core = unwrap(lmm.model).model
     drops_first = core.config.vision_feature_select_strategy == "default"
     # hidden from the module tree, so that it is neither moved, trained nor checkpointed meanwhile
@@ -247,8 +247,8 @@ def keep_features(lmm: Lmm, renderer: Renderer, datasets: Sequence[Pictures]) ->
 class SftTrainer(Trainer):
     """Checkpoints hold what learns, under the parameters' own names.
 
-    Trainer's own would write LLaVA's keys in their legacy layout, and on resume find none of them: the run would
-    go on from the initial weights with no more than a warning.
+    Trainer's own would write LLaVA's keys in their legacy layout, and on resume find none of them: the run
+    would go on from the initial weights with no more than a warning.
     """
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -261,7 +261,9 @@ class SftTrainer(Trainer):
         saved = load_tensors(Path(resume_from_checkpoint) / WEIGHTS)
         if saved.keys() != current.keys():
             differing = sorted(saved.keys() ^ current.keys())[:3]
-            raise ModelError(f"{resume_from_checkpoint}: holds other weights than what learns now, e.g. {differing}")
+            raise ModelError(
+                f"{resume_from_checkpoint}: holds other weights than what learns now, e.g. {differing}"
+            )
         for name, tensor in current.items():
             tensor.copy_(saved[name])
 
@@ -285,7 +287,9 @@ class RunCallback(TrainerCallback):
         if control.should_save:
             control.should_log = True
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
         names = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "epoch": "epoch"}
         if logs and "loss" in logs and state.is_world_process_zero:
             self.run_dir.log(state.global_step, **{names[k]: v for k, v in logs.items() if k in names})
@@ -332,7 +336,10 @@ def _arguments(settings: SftSettings, folder: Path, device: torch.device) -> Tra
     optim = settings.optim
     checkpointing: dict[str, Any] = {}
     if settings.gradient_checkpointing:
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        checkpointing = {
+            "gradient_checkpointing": True,
+            "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        }
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,

@@ -1,4 +1,4 @@
-"""Build, load, save and run a large multimodal model, bare or wrapped with PEFT adapters.
+"""Load, save and run a large multimodal model, bare or wrapped with PEFT adapters.
 
 A LLaVA model (transformers' own class, any vision tower) takes a fast path: image features are computed
 once and scattered into the token embeddings. Any other image-text-to-text model gets all processor outputs.
@@ -6,7 +6,6 @@ once and scattered into the token embeddings. Any other image-text-to-text model
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -14,7 +13,6 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,47 +23,27 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
-    LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils.logging import disable_progress_bar
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar
 
-from align.config import LoraSettings, ModelSettings
-from align.models.vision import OPENAI_MEAN, OPENAI_STD
+from align.config import ModelSettings
+from align.models.adapters import adapter_of as adapter_of
+from align.models.adapters import adapters_off as adapters_off
+from align.models.adapters import add_adapters as add_adapters
+from align.models.adapters import use_adapter as use_adapter
+from align.models.build import CHAT_TEMPLATE as CHAT_TEMPLATE
+from align.models.build import ModelError as ModelError
+from align.models.build import build_llava as build_llava
 
 Batch = dict[str, Any]
-
-#: LLaVA-1.5's layout with an end token after each answer; the generation prompt ends without a space,
-#: so that it is a token prefix of the whole conversation.
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{%- set parts = [message['content']] if message['content'] is string else message['content'] -%}
-{%- if message['role'] == 'user' -%}{{ 'USER: ' }}
-{%- elif message['role'] == 'assistant' -%}{{ 'ASSISTANT: ' }}{%- endif -%}
-{%- for part in parts -%}
-{%- if part is not string and part['type'] == 'image' -%}{{ '<image>\n' }}{%- endif -%}
-{%- endfor -%}
-{%- for part in parts -%}
-{%- if part is string -%}{{ part }}
-{%- elif part['type'] == 'text' -%}{{ part['text'] }}{%- endif -%}
-{%- endfor -%}
-{{ eos_token if message['role'] == 'assistant' else ' ' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"""
-
 
 # it warns of an optional kernel each time PEFT imports it
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 if not sys.stderr.isatty():
     disable_progress_bar()
-
-
-class ModelError(ValueError):
-    """A checkpoint or a model that a stage cannot use; the text says what is wrong and how to mend it."""
 
 
 @dataclass
@@ -87,87 +65,6 @@ class Lmm:
     @property
     def tokenizer(self) -> Any:
         return getattr(self.processor, "tokenizer", self.processor)
-
-
-def build_llava(
-    vision: PretrainedConfig | PreTrainedModel,
-    text_config: PretrainedConfig,
-    tokenizer: Any,
-    *,
-    image_size: int,
-    chat_template: str | None = None,
-    feature_layer: int = -2,
-    projector_act: str = "gelu",
-    image_backend: str = "torchvision",
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Assemble a LLaVA model and its processor.
-
-    ``vision`` is a config (random tower) or a ready tower, whose weights are copied. ``feature_layer`` indexes the
-    tower's hidden states: -1 the grid after its last layer, -2 before it (thesis, 9.2 uses both). The projector is
-    LLaVA-1.5's two-layer MLP and bridges any two widths. Pictures are resized to ``image_size`` squares whole,
-    never cropped, since what is cut off would look like a hallucination. ``image_backend``:
-    "torchvision" costs less, "pil" equals open_clip's own resizing exactly. Raises ModelError for parts that do not fit.
-    """
-    vision_config = vision.config if isinstance(vision, PreTrainedModel) else vision
-    _prepare_tokenizer(tokenizer, text_config)
-    if vision_config.image_size != image_size:
-        raise ModelError(f"image_size {image_size} differs from the tower's {vision_config.image_size}; make them equal")
-    has_cls = getattr(vision_config, "has_cls", True)
-    cells = (image_size // vision_config.patch_size) ** 2
-    config = LlavaConfig(
-        vision_config=vision_config,
-        text_config=text_config,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=cells,
-        vision_feature_layer=feature_layer,
-        vision_feature_select_strategy="default" if has_cls else "full",
-        projector_hidden_act=projector_act,
-        tie_word_embeddings=bool(text_config.tie_word_embeddings),
-    )
-    model = LlavaForConditionalGeneration(config)
-    if isinstance(vision, PreTrainedModel):
-        model.model.vision_tower.load_state_dict(vision.state_dict())
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    for holder in (model.generation_config, model.config, model.config.text_config):
-        for key, value in ids.items():
-            setattr(holder, key, value)
-    processor = LlavaProcessor(
-        image_processor=_image_processor(vision_config, image_size, image_backend),
-        tokenizer=tokenizer,
-        patch_size=vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=int(has_cls),
-        chat_template=chat_template or CHAT_TEMPLATE,
-    )
-    return model, processor
-
-
-def _prepare_tokenizer(tokenizer: Any, text_config: PretrainedConfig) -> None:
-    if tokenizer.eos_token is None:
-        raise ModelError("the tokenizer has no eos_token; set one, it marks the end of every answer")
-    if tokenizer.pad_token is None:
-        raise ModelError("the tokenizer has no pad_token; set one that differs from eos_token")
-    if "<image>" not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    tokenizer.padding_side = "left"
-    if len(tokenizer) > text_config.vocab_size:
-        raise ModelError(f"text_config.vocab_size {text_config.vocab_size} < {len(tokenizer)} tokens; enlarge it")
-
-
-def _image_processor(vision_config: PretrainedConfig, size: int, backend: str) -> Any:
-    from transformers import CLIPImageProcessor, CLIPImageProcessorPil
-
-    classes = {"pil": CLIPImageProcessorPil, "torchvision": CLIPImageProcessor}
-    if backend not in classes:
-        raise ModelError(f"image_backend {backend!r} is unknown; choose one of {sorted(classes)}")
-    square = {"height": size, "width": size}
-    return classes[backend](
-        size=square,
-        crop_size=square,
-        do_center_crop=False,
-        image_mean=list(getattr(vision_config, "image_mean", OPENAI_MEAN)),
-        image_std=list(getattr(vision_config, "image_std", OPENAI_STD)),
-    )
 
 
 def save(model: Any, processor: Any, directory: str | Path) -> Path:
@@ -194,12 +91,14 @@ def swap_in(temp: Path, directory: Path) -> None:
 
 
 def check_is_lmm(path: str) -> None:
-    """Raise ModelError unless ``path`` is a complete image-text-to-text checkpoint (Hub ids pass unchecked)."""
+    """Raise ModelError unless ``path`` is a complete image-text-to-text checkpoint; Hub ids pass."""
     folder = Path(path)
     if not folder.exists():
         if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
             return
-        raise ModelError(f"{path}: no such directory; give a checkpoint's directory or a Hub id like owner/name")
+        raise ModelError(
+            f"{path}: no such directory; give a checkpoint's directory or a Hub id like owner/name"
+        )
     if not folder.is_dir():
         raise ModelError(f"{path}: is a file; give the directory of the checkpoint")
     if not (folder / "config.json").exists():
@@ -212,9 +111,13 @@ def check_is_lmm(path: str) -> None:
         raise ModelError(f"{path}/config.json: is not JSON ({error}); restore the file") from error
     kind = config.get("model_type")
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not config.get("auto_map"):
-        raise ModelError(f"{path}: model_type {kind!r} takes no images; an image-text-to-text checkpoint is needed")
+        raise ModelError(
+            f"{path}: model_type {kind!r} takes no images; an image-text-to-text checkpoint is needed"
+        )
     if not any((folder / f).exists() for f in ("processor_config.json", "preprocessor_config.json")):
-        raise ModelError(f"{path}: no processor_config.json or preprocessor_config.json; save the processor there too")
+        raise ModelError(
+            f"{path}: no processor_config.json or preprocessor_config.json; save the processor there too"
+        )
     if not any(folder.glob("tokenizer*")):
         raise ModelError(f"{path}: no tokenizer files; save the processor there too")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
@@ -222,14 +125,17 @@ def check_is_lmm(path: str) -> None:
 
 
 def load(settings: ModelSettings, *, trainable: bool = False) -> Lmm:
-    """Load a checkpoint in the asked precision, merge ``settings.adapter`` into it, freeze it unless ``trainable``.
+    """Load a checkpoint in the asked precision, merge ``settings.adapter`` into it, freeze it unless
+    ``trainable``.
 
     8- and 4-bit (NF4) bases keep the vision tower, projector and head in ``dtype``. Raises ModelError for a
     directory that is no multimodal checkpoint, and for full training of a quantized base.
     """
     check_is_lmm(settings.path)
     if trainable and settings.bits:
-        raise ModelError(f"model.bits {settings.bits}: a quantized base cannot learn in full; set lora or drop bits")
+        raise ModelError(
+            f"model.bits {settings.bits}: a quantized base cannot learn in full; set lora or drop bits"
+        )
     device = _device(settings.device)
     dtype = getattr(torch, settings.dtype)
     options: Batch = {
@@ -277,8 +183,8 @@ def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
 def keep_unpacked(model: nn.Module) -> None:
     """Stop bitsandbytes' 4-bit layers from repacking on CPU.
 
-    After a no-grad forward they would repack for inference; a later backward then gives no input gradient, so an
-    adapter trained after generation would learn nothing, and a save would be corrupt.
+    After a no-grad forward they would repack for inference; a later backward then gives no input gradient, so
+    an adapter trained after generation would learn nothing, and a save would be corrupt.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -294,7 +200,9 @@ def unwrap(model: Any) -> PreTrainedModel:
 def is_llava(model: Any) -> bool:
     """True when features can be computed once and reused (Pixtral's pictures have no common size)."""
     base = unwrap(model)
-    return isinstance(base, LlavaForConditionalGeneration) and base.config.vision_config.model_type != "pixtral"
+    return (
+        isinstance(base, LlavaForConditionalGeneration) and base.config.vision_config.model_type != "pixtral"
+    )
 
 
 def move(batch: Batch, device: torch.device | str) -> Batch:
@@ -344,15 +252,17 @@ def embed(model: Any, batch: Batch, features: Tensor | None) -> Tensor:
     mask = batch["input_ids"] == base.config.image_token_index
     wanted = features.shape[0] * features.shape[1]
     if int(mask.sum()) != wanted:
-        raise ModelError(f"{int(mask.sum())} image tokens for {wanted} image features; do not cut the image's span")
+        raise ModelError(
+            f"{int(mask.sum())} image tokens for {wanted} image features; do not cut the image's span"
+        )
     return embeds.masked_scatter(mask.unsqueeze(-1), features.to(embeds.dtype))
 
 
 def hidden_states(model: Any, batch: Batch, features: Tensor | None = None) -> Tensor:
     """Last hidden state (B, T, H) ahead of the language head, under the model's active adapter.
 
-    ``features`` are ``image_features`` computed earlier; without them the batch's pixels are encoded. Positions
-    are counted from the attention mask, so left and right padding give the same states.
+    ``features`` are ``image_features`` computed earlier; without them the batch's pixels are encoded.
+    Positions are counted from the attention mask, so left and right padding give the same states.
     """
     base = unwrap(model)
     if not is_llava(model):
@@ -404,75 +314,6 @@ def logprobs_of(
     if not with_entropy:
         return chosen, None
     return chosen, norm - (torch.softmax(logits, -1) * logits).sum(-1)
-
-
-def add_adapters(
-    model: PreTrainedModel, lora: LoraSettings, names: Sequence[str], *, full: Sequence[str] = ()
-) -> Any:
-    """Wrap ``model`` with one LoRA adapter a name, on the language model only; the first is active, all learn.
-
-    Each starts as the identity. Modules named in ``full`` (e.g. "multi_modal_projector") learn in full and are
-    saved with the adapter, one copy an adapter. Raises ModelError when no linear layer bears one of ``lora.targets``.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    decoder = model.get_decoder()
-    prefix = next((name for name, module in model.named_modules() if module is decoder), "")
-    linear = {n.rsplit(".", 1)[-1] for n, m in decoder.named_modules() if isinstance(m, nn.Linear)}
-    unknown = sorted(set(lora.targets) - linear)
-    if unknown:
-        raise ModelError(f"lora.targets {unknown}: no such layer in the language model; it has {sorted(linear)}")
-    # anchored: the same leaf names occur in CLIP towers
-    pattern = (re.escape(prefix) + r"\." if prefix else "") + rf".*\.({'|'.join(map(re.escape, lora.targets))})"
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=pattern,
-        modules_to_save=list(full) or None,
-        task_type="CAUSAL_LM",
-    )
-    wrapped = get_peft_model(model, config, adapter_name=names[0])
-    for name in names[1:]:
-        wrapped.add_adapter(name, config)
-    use_adapter(wrapped, names[0], trainable=names)
-    return wrapped
-
-
-def use_adapter(model: Any, name: str, trainable: Sequence[str] | None = None) -> None:
-    """Make ``name`` the active adapter, without PEFT's side effect on which parameters learn.
-
-    PEFT's ``set_adapter`` freezes all but the active one, so a joint backward after a switch would silently give
-    the other adapters no gradient. Here exactly the adapters in ``trainable`` learn; None leaves every parameter as
-    it was. Switching between a forward and its backward is safe unless gradient checkpointing is on.
-    """
-    before = {n: p.requires_grad for n, p in model.named_parameters()}
-    model.set_adapter(name)
-    for key, parameter in model.named_parameters():
-        owner = adapter_of(key)
-        learns = before[key] if trainable is None or owner is None else owner in trainable
-        parameter.requires_grad_(learns)
-
-
-def adapter_of(parameter_name: str) -> str | None:
-    """The adapter that a parameter of a PEFT model belongs to, or None for the base's."""
-    found = re.search(r"\.(?:lora_[A-Za-z_]+|modules_to_save)\.([^.]+)", parameter_name)
-    return found.group(1) if found else None
-
-
-@contextlib.contextmanager
-def adapters_off(model: Any) -> Iterator[None]:
-    """The base model alone, e.g. as the reference policy; afterwards every requires_grad is as before."""
-    if not hasattr(model, "disable_adapter"):
-        yield
-        return
-    before = {n: p.requires_grad for n, p in model.named_parameters()}
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        for key, parameter in model.named_parameters():
-            parameter.requires_grad_(before[key])
 
 
 class ScalarHead(nn.Module):

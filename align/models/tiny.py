@@ -22,7 +22,7 @@ CORPUS = [
 
 
 def train_tokenizer(corpus: list[str], vocab_size: int = 400) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (any text is encodable) with pad, begin, end and image tokens, padding left."""
+    """A byte-level BPE tokenizer (encodes any text) with pad, begin, end and image tokens, padding left."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     special = ["<pad>", "<s>", "</s>", "<image>"]
@@ -33,7 +33,10 @@ def train_tokenizer(corpus: list[str], vocab_size: int = 400) -> PreTrainedToken
     core.train_from_iterator(
         corpus,
         trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
+            vocab_size=vocab_size,
+            special_tokens=special,
+            initial_alphabet=sorted(alphabet),
+            show_progress=False,
         ),
     )
     return PreTrainedTokenizerFast(

@@ -23,7 +23,8 @@ class OpenClipVisionConfig(PretrainedConfig):
 
     ``vision_cfg`` is open_clip's own dictionary (``width``, ``layers``, ``patch_size``, ``image_size``,
     ``head_width``, ...): ``layers`` an int makes a ViT, a list of four a ResNet. ``hidden_size`` (channels of
-    the last grid), ``image_size``, ``patch_size`` (pixels per grid cell) and ``num_hidden_layers`` follow from it.
+    the last grid), ``image_size``, ``patch_size`` (pixels per grid cell) and ``num_hidden_layers`` follow
+    from it.
     """
 
     model_type = "open_clip_vision"
@@ -38,7 +39,9 @@ class OpenClipVisionConfig(PretrainedConfig):
         image_std: tuple[float, ...] = OPENAI_STD,
         **kwargs: Any,
     ) -> None:
-        self.vision_cfg = _checked(vision_cfg or {"layers": 12, "width": 768, "patch_size": 32, "image_size": 224})
+        self.vision_cfg = _checked(
+            vision_cfg or {"layers": 12, "width": 768, "patch_size": 32, "image_size": 224}
+        )
         self.embed_dim = embed_dim
         self.quick_gelu = quick_gelu
         #: ResNets only: use the running statistics as constants (a frozen or fine-tuned CLIP tower)
@@ -69,7 +72,9 @@ class OpenClipVisionConfig(PretrainedConfig):
 def _checked(vision_cfg: dict[str, Any]) -> dict[str, Any]:
     cfg = {"layers": 12, "width": 768, "patch_size": 16, "image_size": 224, **vision_cfg}
     if cfg.get("timm_model_name"):
-        raise ValueError("vision_cfg.timm_model_name: timm towers are not supported; choose an open_clip ViT or ResNet")
+        raise ValueError(
+            "vision_cfg.timm_model_name: timm towers are not supported; choose an open_clip ViT or ResNet"
+        )
     if isinstance(cfg["layers"], tuple):
         cfg["layers"] = list(cfg["layers"])
     for key in ("image_size", "patch_size"):
@@ -103,7 +108,9 @@ class OpenClipVisionModel(PreTrainedModel):
         from open_clip.model import CLIPVisionCfg, _build_vision_tower
         from open_clip.utils import freeze_batch_norm_2d
 
-        self.visual = _build_vision_tower(config.embed_dim, CLIPVisionCfg(**config.vision_cfg), config.quick_gelu)
+        self.visual = _build_vision_tower(
+            config.embed_dim, CLIPVisionCfg(**config.vision_cfg), config.quick_gelu
+        )
         if config.is_resnet and config.freeze_batch_norm:
             self.visual = freeze_batch_norm_2d(self.visual)
         self.post_init()
@@ -114,7 +121,9 @@ class OpenClipVisionModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.visual.conv1
 
-    def forward(self, pixel_values: Tensor, return_dict: bool | None = None, **_: Any) -> BaseModelOutputWithPooling:
+    def forward(
+        self, pixel_values: Tensor, return_dict: bool | None = None, **_: Any
+    ) -> BaseModelOutputWithPooling:
         """Encode (B, 3, S, S) normalised pixels.
 
         Returns ``hidden_states``, always complete: for a ViT the embeddings and each block's output,
@@ -145,12 +154,18 @@ class OpenClipVisionModel(PreTrainedModel):
 
 
 def from_open_clip(
-    model_name: str, pretrained: str | None = None, *, image_size: int | None = None, freeze_batch_norm: bool = True
+    model_name: str,
+    pretrained: str | None = None,
+    *,
+    image_size: int | None = None,
+    freeze_batch_norm: bool = True,
 ) -> OpenClipVisionModel:
-    """Build the vision tower of an open_clip model, e.g. ``("ViT-L-14-336", "openai")`` or ``("RN50", None)``.
+    """Build the vision tower of an open_clip model, e.g. ``("ViT-L-14-336", "openai")`` or ``("RN50",
+    None)``.
 
-    ``pretrained`` is an open_clip tag or a weights file; None gives random weights. ``image_size`` resamples the
-    position embeddings (the thesis runs a 224 px tower at 256 and 336 px). Raises ValueError for an unknown name.
+    ``pretrained`` is an open_clip tag or a weights file; None gives random weights. ``image_size`` resamples
+    the position embeddings (the thesis runs a 224 px tower at 256 and 336 px). Raises ValueError for an
+    unknown name.
     """
     import open_clip
 
@@ -181,12 +196,26 @@ def from_open_clip(
 
 
 def load_visual(model: OpenClipVisionModel, state: dict[str, Tensor]) -> None:
-    """Copy an open_clip ``visual`` state dict into the tower; raises RuntimeError naming any key that differs."""
+    """Copy an open_clip ``visual`` state dict into the tower; RuntimeError names any key that differs."""
     if model.config.is_resnet and model.config.freeze_batch_norm:
         # a frozen batch norm keeps no count of the batches it saw
         state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     with torch.no_grad():
         model.visual.load_state_dict(state)
+
+
+class KeptTower(nn.Module):
+    """Stands in for a frozen vision tower: what it is given as pixels are the tower's features (B, N, D)."""
+
+    def __init__(self, tower: Any, drops_first: bool) -> None:
+        super().__init__()
+        self.config = tower.config
+        self._drops_first = drops_first
+        self._states = tower.config.num_hidden_layers + 1
+
+    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        x = nn.functional.pad(pixel_values, (0, 0, 1, 0)) if self._drops_first else pixel_values
+        return BaseModelOutputWithPooling(last_hidden_state=x, hidden_states=(x,) * self._states)
 
 
 # a second import under another name must not fail: registration is what matters

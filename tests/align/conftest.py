@@ -67,7 +67,10 @@ def colour_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = list(COLOURS)[i % 3]
         PILImage.new("RGB", (32, 32), COLOURS[name]).save(folder / f"{name}.png")
         messages = [
-            {"role": "user", "content": "What is in the image?" if i % 2 else "Describe the picture in detail."},
+            {
+                "role": "user",
+                "content": "What is in the image?" if i % 2 else "Describe the picture in detail.",
+            },
             {"role": "assistant", "content": f"There is a {name} table."},
         ]
         image = {"id": name, "path": f"{name}.png"}

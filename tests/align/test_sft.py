@@ -1,4 +1,4 @@
-"""align.sft on a tiny model: it learns what it should and nothing else, resumes exactly, saves what it learned."""
+"""align.sft on a tiny model: learns what it should, resumes exactly, saves what it learned."""
 
 from __future__ import annotations
 
@@ -51,9 +51,13 @@ def test_learns_and_saves_a_checkpoint(tiny_llava: Path, colour_data: Path, tmp_
     assert load(ModelSettings(path=str(out))).processor.chat_template
 
 
-def test_logged_loss_is_the_mean_over_labelled_tokens(tiny_llava: Path, colour_data: Path, tmp_path: Path) -> None:
+def test_logged_loss_is_the_mean_over_labelled_tokens(
+    tiny_llava: Path, colour_data: Path, tmp_path: Path
+) -> None:
     """The first step's loss equals an independent one: log-softmax of a plain forward, all 12 samples."""
-    settings = _settings(tiny_llava, colour_data, tmp_path / "run", batch_size=4, grad_accum=3, max_steps=1, log_every=1)
+    settings = _settings(
+        tiny_llava, colour_data, tmp_path / "run", batch_size=4, grad_accum=3, max_steps=1, log_every=1
+    )
     sft.run(settings)
     lmm = load(settings.model)
     data = sft.Pictures(sft._read(settings.data), str(colour_data))
@@ -67,7 +71,11 @@ def test_logged_loss_is_the_mean_over_labelled_tokens(tiny_llava: Path, colour_d
 
 @pytest.mark.parametrize("lora", [None, {"r": 4, "dropout": 0.1}])
 def test_resume_is_exact(
-    tiny_llava: Path, colour_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None
+    tiny_llava: Path,
+    colour_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lora: dict[str, Any] | None,
 ) -> None:
     changes: dict[str, Any] = {"save_every": 3, "max_steps": 7, "lora": lora, "log_every": 2}
     whole = sft.run(_settings(tiny_llava, colour_data, tmp_path / "a", **changes))
@@ -102,7 +110,9 @@ def test_lora_with_projector_reloads(tiny_llava: Path, colour_data: Path, tmp_pa
     merged = load(ModelSettings(path=str(tiny_llava), adapter=str(out)))
     base = load(ModelSettings(path=str(tiny_llava)))
     changed = {
-        sft.part_of(n) for n, p in merged.model.named_parameters() if not torch.equal(p, base.model.state_dict()[n])
+        sft.part_of(n)
+        for n, p in merged.model.named_parameters()
+        if not torch.equal(p, base.model.state_dict()[n])
     }
     assert changed == {"projector", "language"}
     data = sft.Pictures(sft._read(settings.data), str(colour_data))
@@ -137,7 +147,9 @@ def test_part_learning_rates(tiny_llava: Path, colour_data: Path, tmp_path: Path
     assert sum(len(g["params"]) for g in groups) == len(learning)
 
 
-def test_evaluation_does_not_depend_on_the_batch_size(tiny_llava: Path, colour_data: Path, tmp_path: Path) -> None:
+def test_evaluation_does_not_depend_on_the_batch_size(
+    tiny_llava: Path, colour_data: Path, tmp_path: Path
+) -> None:
     lmm = load(ModelSettings(path=str(tiny_llava)))
     data = sft.Pictures(sft._read(_settings(tiny_llava, colour_data, tmp_path).data), str(colour_data))
     collate = sft.Collator(Renderer(lmm.processor), None)
@@ -162,11 +174,15 @@ def test_bad_settings_are_named(tiny_llava: Path, colour_data: Path, tmp_path: P
     with pytest.raises(ModelError, match="nothing would learn"):
         sft.run(_settings(tiny_llava, colour_data, tmp_path / "r", train_parts=[]))
     with pytest.raises(ModelError, match="cache_features needs a frozen tower"):
-        sft.run(_settings(tiny_llava, colour_data, tmp_path / "r", train_parts=["vision"], cache_features=True))
+        sft.run(
+            _settings(tiny_llava, colour_data, tmp_path / "r", train_parts=["vision"], cache_features=True)
+        )
 
 
 def test_vision_learns_when_asked(tiny_llava_resnet: Path, colour_data: Path, tmp_path: Path) -> None:
-    out = sft.run(_settings(tiny_llava_resnet, colour_data, tmp_path / "r", train_parts=["vision"], max_steps=2))
+    out = sft.run(
+        _settings(tiny_llava_resnet, colour_data, tmp_path / "r", train_parts=["vision"], max_steps=2)
+    )
     before, after = _weights(tiny_llava_resnet), _weights(out)
     assert {sft.part_of(n) for n in before if not torch.equal(before[n], after[n])} == {"vision"}
 

@@ -1,0 +1,90 @@
+"""LoRA adapters on one set of base weights: policy, value and reward beside the reference (thesis, 9.3)."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from align.config import LoraSettings
+from align.models.build import ModelError
+
+
+def add_adapters(
+    model: PreTrainedModel, lora: LoraSettings, names: Sequence[str], *, full: Sequence[str] = ()
+) -> Any:
+    """Wrap ``model`` with one LoRA adapter a name, on the language model only; the first is active, all
+    learn.
+
+    Each starts as the identity. Modules named in ``full`` (e.g. "multi_modal_projector") learn in full and
+    are saved with the adapter, one copy an adapter. Raises ModelError when no linear layer bears one of
+    ``lora.targets``.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    decoder = model.get_decoder()
+    prefix = next((name for name, module in model.named_modules() if module is decoder), "")
+    linear = {n.rsplit(".", 1)[-1] for n, m in decoder.named_modules() if isinstance(m, nn.Linear)}
+    unknown = sorted(set(lora.targets) - linear)
+    if unknown:
+        raise ModelError(
+            f"lora.targets {unknown}: no such layer in the language model; it has {sorted(linear)}"
+        )
+    # anchored: the same leaf names occur in CLIP towers
+    pattern = (
+        re.escape(prefix) + r"\." if prefix else ""
+    ) + rf".*\.({'|'.join(map(re.escape, lora.targets))})"
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=pattern,
+        modules_to_save=list(full) or None,
+        task_type="CAUSAL_LM",
+    )
+    wrapped = get_peft_model(model, config, adapter_name=names[0])
+    for name in names[1:]:
+        wrapped.add_adapter(name, config)
+    use_adapter(wrapped, names[0], trainable=names)
+    return wrapped
+
+
+def use_adapter(model: Any, name: str, trainable: Sequence[str] | None = None) -> None:
+    """Make ``name`` the active adapter, without PEFT's side effect on which parameters learn.
+
+    PEFT's ``set_adapter`` freezes all but the active one, so a joint backward after a switch would silently
+    give the other adapters no gradient. Here exactly the adapters in ``trainable`` learn; None leaves every
+    parameter as it was. Switching between a forward and its backward is safe unless gradient checkpointing is
+    on.
+    """
+    before = {n: p.requires_grad for n, p in model.named_parameters()}
+    model.set_adapter(name)
+    for key, parameter in model.named_parameters():
+        owner = adapter_of(key)
+        learns = before[key] if trainable is None or owner is None else owner in trainable
+        parameter.requires_grad_(learns)
+
+
+def adapter_of(parameter_name: str) -> str | None:
+    """The adapter that a parameter of a PEFT model belongs to, or None for the base's."""
+    found = re.search(r"\.(?:lora_[A-Za-z_]+|modules_to_save)\.([^.]+)", parameter_name)
+    return found.group(1) if found else None
+
+
+@contextlib.contextmanager
+def adapters_off(model: Any) -> Iterator[None]:
+    """The base model alone, e.g. as the reference policy; afterwards every requires_grad is as before."""
+    if not hasattr(model, "disable_adapter"):
+        yield
+        return
+    before = {n: p.requires_grad for n, p in model.named_parameters()}
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(before[key])
