@@ -155,6 +155,18 @@ def test_hidden_states_equal_a_plain_forward(
             assert (cached - reference).abs().max() < 1e-5
 
 
+def test_left_padding_shifts_no_position(lmm: Lmm, pictures: list[PILImage.Image]) -> None:
+    """Rotary positions are relative, so no state would show it: look at what the language model is given."""
+    given: list[Tensor] = []
+    lmm.model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    batch = _batch(lmm, pictures)
+    hidden_states(lmm.model, batch)
+    for positions, mask in zip(given[0], batch["attention_mask"].bool(), strict=True):
+        assert positions[mask].tolist() == list(range(int(mask.sum())))
+
+
 def test_position_ids_count_from_the_first_token() -> None:
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
     assert position_ids(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
