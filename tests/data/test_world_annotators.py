@@ -77,9 +77,9 @@ def test_the_same_random_numbers_give_the_same_choices() -> None:
 
 
 def test_noticing_and_slipping_follow_their_rates() -> None:
-    """One false object against none: right with 0.75 (1 − f) + 0.25 h, h the share that helpfulness decides right.
+    """One false object against none. Noticed (0.75) it decides, but for a slip (0.12).
 
-    Unnoticed, both tell two true objects and the first a third that is counted neither way: a coin, h = 0.5.
+    Unnoticed, both tell two true objects, and the third counts neither way: a coin.
     """
     labeler, n = Labeler(notice=0.75, flip=0.12), 4000
     rng = random.Random(1)
@@ -89,7 +89,7 @@ def test_noticing_and_slipping_follow_their_rates() -> None:
 
 
 def sampled_pairs(n: int) -> list[tuple[Scene, list[str]]]:
-    """Two descriptions a scene: in 40 % something is dropped, in 45 % something false is added or put in place."""
+    """Two descriptions a scene: 40 % drop something, 45 % add something false or put it in a place."""
     rng = random.Random(1)
     pairs = []
     for i in range(n):
@@ -125,7 +125,8 @@ def test_two_labelers_agree_about_as_often_as_the_thesis_measured() -> None:
         (
             "attribute", "cat", "The cat is black.",
             {"The cat is black.": 6, "Black!": 6, "The cat is red.": 1, "The cat is black or red.": 1,
-             "I am not sure.": 3, "": 3, "The cat is red and there is a cup.": 0, "The black cat and a cup.": 2},
+             "I am not sure.": 3, "": 3, "The cat is red and there is a cup.": 0,
+             "The black cat and a cup.": 2},
         ),
         (
             "adversarial", "kite", "There is no kite in the image.",
@@ -155,7 +156,8 @@ def test_two_labelers_agree_about_as_often_as_the_thesis_measured() -> None:
         ),
         (
             "holistic", None, FULL,
-            {FULL: 6, "A cat and a tv.": 6, "A cat.": 3, "I see nothing.": 3, "A cup.": 0, FULL + " A cup.": 2},
+            {FULL: 6, "A cat and a tv.": 6, "A cat.": 3, "I see nothing.": 3, "A cup.": 0,
+             FULL + " A cup.": 2},
         ),
         (
             "other", None, "The board says ZOO.",

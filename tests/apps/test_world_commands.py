@@ -1,0 +1,136 @@
+"""``align data world | annotate | contact-sheet`` as a person calls them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image as Pil
+
+from apps import cli
+from apps.world_commands import annotate
+from data.jsonl import DataError, read_records, write_records
+from data.schema import HALLUCINATION, HELPFULNESS, Image, Message, Preference, Response
+from data.world.build import read_scenes
+from data.world.scene import OBJECTS, Scene
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "w"
+    assert (
+        cli.main(["data", "world", str(folder), "--seed", "2", "--scale", "0.0001", "--difficulty", "0.1"])
+        == 0
+    )
+    return folder
+
+
+def pair(scene: Scene, name: str, *texts: str) -> Preference:
+    return Preference(
+        id=name,
+        image=Image(id=scene.id, path=f"images/{scene.id}.png"),
+        messages=[Message(role="user", content="What is in this picture?")],
+        responses=[Response(text=t) for t in texts],
+        choices={},
+    )
+
+
+def pairs_of(world: Path) -> list[Preference]:
+    """One pair a scene: everything that is there, and the same with something false."""
+    pairs = []
+    for i, scene in enumerate(read_scenes(world).values()):
+        absent = next(n for n in OBJECTS if n not in scene.objects)
+        true = " ".join(f"A {name}." for name in scene.objects)
+        pairs.append(pair(scene, f"p{i}", true, f"{true} A {absent}."))
+    return pairs
+
+
+def test_the_folder_is_written_at_the_smallest_scale(world: Path) -> None:
+    assert len(read_records(world / "sft.jsonl", "example", strict=True)) == 24
+    scenes = read_scenes(world)
+    assert {s.difficulty for s in scenes.values()} == {0.1}
+    assert sorted(p.stem for p in (world / "images").iterdir()) == sorted(scenes)
+
+
+def test_clean_labelers_choose_what_is_true(world: Path, tmp_path: Path) -> None:
+    write_records(tmp_path / "samples.jsonl", pairs_of(world))
+    done = tmp_path / "clean.jsonl"
+    assert (
+        cli.main(
+            ["data", "annotate", str(tmp_path / "samples.jsonl"), str(done), "--world", str(world), "--clean"]
+        )
+        == 0
+    )
+    chosen = read_records(done, "preference", strict=True)
+    assert all(
+        isinstance(p, Preference) and p.choices == {HALLUCINATION: 0, HELPFULNESS: None} for p in chosen
+    )
+    assert {p.annotator for p in chosen if isinstance(p, Preference)} == {"world-clean"}
+
+
+def test_noisy_labelers_err_and_their_seed_decides_where(world: Path) -> None:
+    scenes, pairs = read_scenes(world), pairs_of(world)
+    first = annotate(pairs, scenes, seed=0)
+    assert first == annotate(list(reversed(pairs)), scenes, seed=0)[::-1]
+    assert first != annotate(pairs, scenes, seed=1)
+    wrong = sum(p.preferred == 1 for p in first) / len(first)
+    # unnoticed (0.25) the choice is a coin's, noticed a slip (0.12) turns it
+    assert wrong == pytest.approx(0.25 * 0.5 + 0.75 * 0.12, abs=0.1)
+
+
+def test_a_pair_of_another_world_is_an_error(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stranger = Scene("w9-000001", "rest", "bedroom", (), 0)
+    with pytest.raises(
+        DataError, match="the image of 'x' is not a scene of this world; give the world folder"
+    ):
+        annotate([pair(stranger, "x", "a", "b")], read_scenes(world), seed=0)
+    write_records(tmp_path / "s.jsonl", [pair(stranger, "x", "a", "b")])
+    command = [
+        "data",
+        "annotate",
+        str(tmp_path / "s.jsonl"),
+        str(tmp_path / "o.jsonl"),
+        "--world",
+        str(world),
+    ]
+    assert cli.main(command) == 2
+    assert "is not a scene of this world" in capsys.readouterr().err
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_a_labeler_compares_two(world: Path) -> None:
+    scenes = read_scenes(world)
+    three = pair(next(iter(scenes.values())), "x", "a", "b", "c")
+    with pytest.raises(DataError, match="'x' has 3 responses, and a labeler compares two"):
+        annotate([three], scenes, seed=0)
+
+
+def test_a_folder_without_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene = Scene("s", "rest", "bedroom", (), 0)
+    write_records(tmp_path / "s.jsonl", [pair(scene, "x", "a", "b")])
+    command = [
+        "data",
+        "annotate",
+        str(tmp_path / "s.jsonl"),
+        str(tmp_path / "o.jsonl"),
+        "--world",
+        str(tmp_path),
+    ]
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert "scenes.jsonl" in error and error.count("\n") == 1
+
+
+def test_difficulty_outside_its_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "world", str(tmp_path / "w"), "--difficulty", "2"]) == 2
+    assert "--difficulty: 2.0 is not a share; give 0..1" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
+def test_contact_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "contact-sheet", str(tmp_path / "sheet.png")]) == 0
+    assert Pil.open(tmp_path / "sheet.png").size == (2 * (84 + 64 * 8), 64 * 18)
+    assert cli.main(["data", "contact-sheet", str(tmp_path / "sheet.doc")]) == 2
+    assert "does not end in .png" in capsys.readouterr().err

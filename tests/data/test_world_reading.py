@@ -1,0 +1,112 @@
+"""Lessons in reading: their labels follow from the texts, which look as the reward model's will."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from data.schema import Example, Facts
+from data.world import language as lang
+from data.world import reading
+from data.world.scene import Scene, sample_scene
+
+SCENES = [sample_scene(61, i) for i in range(400)]
+
+
+def lessons(make: object) -> list[tuple[Scene, Example]]:
+    rng = random.Random(0)
+    return [(s, make(s, rng)) for s in SCENES]  # type: ignore[operator]
+
+
+def facts_of(text: str) -> list[str]:
+    """The captions in a user turn that starts with the header."""
+    head, *lines = text.split("\n")
+    assert head == reading.HEADER
+    return [line for line in lines if not line.endswith(("?", "letter."))]
+
+
+def test_facts_stand_as_the_reward_model_will_show_them() -> None:
+    pytest.importorskip("torch")
+    from align.render import FACTS_HEADER, facts_text
+
+    texts = ["A picture of a cat.", "There is a red cup.", "This park has a kite."]
+    shown = facts_text(Facts(captions=texts), ["captions"], {}, random.Random(3))
+    assert shown is not None
+    lines = shown.split("\n")
+    assert sorted(lines[1:]) == sorted(texts)
+    assert reading.facts_lines(lines[1:]) == shown
+    assert reading.HEADER == FACTS_HEADER
+
+
+def test_answers_follow_from_the_captions_alone() -> None:
+    answers = []
+    for scene, lesson in lessons(reading.questions):
+        texts = [m.content for m in lesson.messages]
+        captions = facts_of(texts[0])
+        assert 1 <= len(captions) <= 5 and len(texts) >= 8 and lesson.image is None
+        told = set(lang.mentioned(" ".join(captions)))
+        assert told <= set(scene.objects)
+        for question, answer in zip(texts[::2], texts[1::2], strict=True):
+            asked = question.split("\n")[-1]
+            if found := re.fullmatch(r"Is there an? (\w+) in the image\?", asked):
+                assert answer == ("Yes" if found[1] in told else "No")
+                answers.append(answer)
+            else:
+                options = dict(re.findall(r"([A-D])\. (\w+)", asked))
+                assert [k for k, name in options.items() if name in told] == [answer]
+    assert 0.4 < answers.count("Yes") / len(answers) < 0.6
+
+
+def test_verified_descriptions() -> None:
+    """ "No" always names something that no caption tells; "Yes" nothing that is not there."""
+    right = 0
+    for scene, lesson in lessons(reading.verify):
+        question, description, evaluation, answer = (m.content for m in lesson.messages)
+        assert question in lang.DESCRIBE
+        captions = facts_of(evaluation)
+        assert 3 <= len(captions) <= 5
+        told, named = set(lang.mentioned(" ".join(captions))), set(lang.mentioned(description))
+        false = named - set(scene.objects)
+        assert told <= set(scene.objects) and named
+        assert answer == ("No" if false else "Yes")
+        assert not false & told
+        right += answer == "Yes"
+    assert 0.4 < right / len(SCENES) < 0.6
+
+
+def test_the_evaluation_turn_is_the_template() -> None:
+    _, lesson = lessons(reading.verify)[0]
+    facts = reading.facts_lines(facts_of(lesson.messages[2].content))
+    assert lesson.messages[2].content == reading.TEMPLATE.replace("{facts}", facts)
+
+
+def test_corrupting_adds_one_or_two_false_objects() -> None:
+    rng = random.Random(1)
+    kinds = set()
+    for scene in SCENES:
+        groups = reading.corrupt(scene, rng)
+        false = [g for g in groups if g.name not in scene.objects]
+        assert 1 <= len(false) <= 2
+        kept = [g for g in groups if g.name in scene.objects]
+        assert set(kept) <= set(scene.groups)
+        kinds.add(("added", len(groups) > len(scene.groups)))
+        kinds.add(("replaced", len(kept) < len(scene.groups)))
+    assert len(kinds) == 4
+
+
+def test_captioning_tells_the_truth_in_both_orders() -> None:
+    first = set()
+    for scene, lesson in lessons(reading.captioning):
+        texts = [m.content for m in lesson.messages]
+        first.add(texts[0])
+        assert set(texts[::2]) == {"Give a short caption.", "Name what you see and where it is."}
+        for text in texts[1::2]:
+            assert set(lang.mentioned(text)) <= set(scene.objects)
+    assert len(first) == 2
+
+
+def test_lessons_are_fixed_by_their_random_numbers() -> None:
+    for make in (reading.questions, reading.verify, reading.captioning):
+        assert make(SCENES[0], random.Random(5)) == make(SCENES[0], random.Random(5))
