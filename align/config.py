@@ -189,6 +189,8 @@ class PpoSettings(RunSettings):
     model: ModelSettings
     #: run directory (or its ``reward`` folder) of a reward model
     reward_model: str
+    #: image root of the pictures that the reward model sees; None = those of ``data``
+    reward_images: str | None = None
     data: DataSettings
     optim: OptimSettings = OptimSettings(lr=3e-5, warmup_steps=5)
     #: learning rate of the value adapter and head; None = ``optim.lr``

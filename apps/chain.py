@@ -148,10 +148,11 @@ def make_labels(root: str, seed: int, heldout: int, test: int) -> None:
     write_records(folder / "train.jsonl", noisy[heldout + test :])
 
 
-def report_reward(root: str, seed: int, reward: str) -> None:
-    from apps.gates import measure
+def report_reward(root: str, seed: int, reward: str, images: str | None = None) -> None:
+    from apps.gates import measure, read_report
 
-    measure(Path(root), reward, seed)
+    if read_report(Path(root), reward) is None:
+        measure(Path(root), reward, seed, images)
 
 
 # --- the scheduler ---

@@ -37,13 +37,14 @@ class Stage:
 
 STAGES = {
     "sft": Stage("align.sft", "SftSettings", "data.limit", "supervised fine-tuning on conversations"),
+    "sample": Stage("align.sample", "SampleSettings", "data.limit", "sample responses for annotators to compare"),
     "reward": Stage("align.reward", "RewardSettings", "data.limit", "train a reward model on preferences"),
     "ppo": Stage("align.ppo", "PpoSettings", "data.limit", "reinforcement learning against a reward model"),
     "eval": Stage("apps.evaluate", "EvalSettings", "limit", "run benchmarks and write a report"),
 }
 STUDIES = {
     "rlhf": "SFT, SFT+, RLHF and Fact-RLHF on the built-in world",
-    "vision": "CLIP's vision encoders inside the model",
+    "vision": "when facts matter: reward models with weaker and weaker eyes",
 }
 
 

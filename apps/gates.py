@@ -19,15 +19,18 @@ from data.world.build import read_scenes
 GATE = 0.55
 
 
-def measure(root: Path, reward: str, seed: int) -> dict[str, Any]:
-    """Score the test pairs under ``root/labels`` and write ``root/<reward>_report/results.json``."""
+def measure(root: Path, reward: str, seed: int, images: str | None = None) -> dict[str, Any]:
+    """Score the test pairs under ``root/labels`` and write ``root/<reward>_report/results.json``.
+
+    ``images``: the image root that this reward model sees, when it is not the world's own.
+    """
     from align.config import DataSettings
     from align.pairs import pairs_of
     from align.reward import report_pairs, score_pairs
     from align.reward_model import RewardModel
 
     model = RewardModel.load(root / reward)
-    labels, images = root / "labels", str(root / "data")
+    labels, images = root / "labels", images or str(root / "data")
     found = {
         name: asdict(score_pairs(model, DataSettings(path=str(labels / f"test_{name}.jsonl"), images=images), seed=seed))
         for name in ("noisy", "clean")

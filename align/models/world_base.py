@@ -7,7 +7,6 @@ reading. It has seen no conversation, no preference and no visual yes/no questio
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image as Pil
+from safetensors.torch import load_model, save_model
 from transformers import LlamaConfig
 
 from align.contrastive import Clip, ClipRun, render, train
@@ -24,6 +24,7 @@ from align.models.lmm import build_llava, save
 from align.models.tiny import train_tokenizer
 from align.models.vision import OpenClipVisionConfig, OpenClipVisionModel
 from align.render import Renderer
+from data.jsonl import read_json, write_json
 from data.schema import Example
 from data.world import language as lang
 from data.world import reading
@@ -37,8 +38,8 @@ VOCABULARY = 720
 class BaseRun:
     clip: ClipRun = field(default_factory=ClipRun)
     steps: int = 1400
-    captions: int = 24
-    texts: int = 40
+    captions: int = 20
+    texts: int = 36
     lr: float = 1.5e-3
     scenes: int = 12000
     seed: int = 9000
@@ -91,7 +92,11 @@ def answers_only(labels: torch.Tensor, longest: int = 3) -> torch.Tensor:
 def train_language(
     model: Any, processor: Any, run: BaseRun, report: Callable[[dict[str, float]], None]
 ) -> None:
-    """Projector and language model over the frozen tower: caption loss + reading loss, each a token mean."""
+    """Projector and language model over the frozen tower.
+
+    Three token means are added: captions of pictures, answers of the lessons, and every word of the
+    lessons' text; five captions of one scene repeat each other, and predicting them teaches to look up.
+    """
     torch.manual_seed(run.seed)
     rng = random.Random(run.seed + 1)
     renderer = Renderer(processor)
@@ -107,11 +112,13 @@ def train_language(
         seen = renderer.train_batch(shown, [Pil.fromarray(pixels[i]) for i in rows])
         lessons = [lesson(sample_scene(run.seed + 2, rng.randrange(10**6)), rng) for _ in range(run.texts)]
         read = renderer.train_batch(lessons, None)
-        read["labels"] = answers_only(read["labels"])
+        answers = answers_only(read.pop("labels"))
+        every_word = read["input_ids"].masked_fill(read["attention_mask"] == 0, -100)
         caption_loss = model(**seen).loss
-        reading_loss = model(**read).loss
+        logits = model(**read).logits
+        reading_loss = next_token_loss(logits, answers)
         optimizer.zero_grad(set_to_none=True)
-        (caption_loss + reading_loss).backward()
+        (caption_loss + reading_loss + next_token_loss(logits, every_word)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -119,6 +126,11 @@ def train_language(
             figures = {"step": step + 1.0, "caption": caption_loss.item(), "reading": reading_loss.item()}
             report(figures | reading_accuracy(model, renderer))
     model.eval()
+
+
+def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of (B, T, V) logits against the labels (B, T) one position on; -100 is ignored."""
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
 def lesson(scene: Scene, rng: random.Random) -> Example:
@@ -139,6 +151,24 @@ def reading_accuracy(model: Any, renderer: Renderer, n: int = 128) -> dict[str, 
     return figures
 
 
+def _tower_file(output: Path) -> Path:
+    return output.parent / f".{output.name}-tower.safetensors"
+
+
+def _train_or_read_tower(
+    clip: Clip, run: BaseRun, output: Path, report: Callable[[dict[str, float]], None]
+) -> dict[str, float]:
+    """Train the encoder; an interrupted build finds it again and goes on with the language model."""
+    path = _tower_file(output)
+    if path.exists():
+        load_model(clip.vision, path)
+        return read_json(path.with_suffix(".json"))
+    found = train(clip, run.clip, report)
+    save_model(clip.vision, str(path))
+    write_json(path.with_suffix(".json"), found)
+    return found
+
+
 def build_base(output: Path, run: BaseRun, report: Callable[[dict[str, float]], None]) -> dict[str, Any]:
     """Make the base and write it with its card (``card.json``); returns the card."""
     start = time.monotonic()
@@ -146,12 +176,14 @@ def build_base(output: Path, run: BaseRun, report: Callable[[dict[str, float]], 
     tokenizer = tokenizer_for_world()
     tower = OpenClipVisionModel(OpenClipVisionConfig(dict(VISION), embed_dim=128))
     clip = Clip(tower, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], VOCABULARY)
-    vision = train(clip, run.clip, report)
+    vision = _train_or_read_tower(clip, run, output, report)
     text_config = language_model(VOCABULARY, tokenizer)
     model, processor = build_llava(tower, text_config, tokenizer, image_size=96, feature_layer=-1)
     train_language(model, processor, run, report)
     figures = reading_accuracy(model, Renderer(processor), 500)
     save(model, processor, output)
+    for suffix in (".safetensors", ".json"):
+        _tower_file(output).with_suffix(suffix).unlink()
     card = {
         "vision": vision,
         "reading": figures,
@@ -160,5 +192,5 @@ def build_base(output: Path, run: BaseRun, report: Callable[[dict[str, float]], 
         "minutes": round((time.monotonic() - start) / 60, 1),
         "torch": torch.__version__,
     }
-    (output / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", "utf-8")
+    write_json(output / "card.json", card)
     return card

@@ -28,11 +28,11 @@ def _some_captions(scene: Scene, rng: random.Random) -> list[str]:
 
 
 def questions(scene: Scene, rng: random.Random) -> Example:
-    """Captions as facts, then four yes/no, choice or attribute questions that they answer."""
+    """Captions as facts, then six yes/no, choice or attribute questions that they answer."""
     facts = _some_captions(scene, rng)
     told = [n for n in scene.objects if n in lang.mentioned(" ".join(facts))]
     messages: list[Message] = []
-    for i in range(4):
+    for i in range(6):
         kind = rng.random()
         if kind < 0.75:
             truth = rng.random() < 0.5
