@@ -21,6 +21,10 @@ _NAMED = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?[\s:(\"']*([A-D])\b", 
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
 
+class RewardPartError(ValueError):
+    """A reward that cannot be added up; the text names the part."""
+
+
 def stated_option(text: str) -> str | None:
     """The one option letter (A to D) that ``text`` commits to, or None; naming several commits to none.
 
@@ -88,18 +92,18 @@ def symbolic(
 def total(scores: Tensor, parts: Mapping[str, Tensor], scale: float = 1.0) -> Tensor:
     """``scale`` × scores plus every part, (B,).
 
-    ``scale`` stands for the reference code's factor 10 on unwhitened rewards. Raises ValueError, naming the
-    part, for one of another shape or a value that is not finite.
+    ``scale`` stands for the reference code's factor 10 on unwhitened rewards. Raises RewardPartError for a
+    part of another shape, or with a value that is not finite.
     """
     result = scale * scores
     for name, part in {"score": result, **parts}.items():
         if part.shape != scores.shape:
-            raise ValueError(
+            raise RewardPartError(
                 f"reward part {name!r} has shape {tuple(part.shape)}, scores {tuple(scores.shape)}"
             )
         if not bool(torch.isfinite(part).all()):
             rows = (~torch.isfinite(part)).nonzero().flatten().tolist()
-            raise ValueError(
+            raise RewardPartError(
                 f"reward part {name!r} is not finite in rows {rows}; mend its source before training"
             )
     for part in parts.values():

@@ -24,15 +24,16 @@ Reduce = Callable[[Tensor], Tensor]
 class Rollout:
     """Sampled responses and what the four models say of them. Each tensor's first dimension is B."""
 
-    prompt_ids: Tensor  #: (B, P) left-padded
-    prompt_mask: Tensor  #: (B, P)
     response_ids: Tensor  #: (B, R) right-padded
-    mask: Tensor  #: (B, R) float, 1 at real response tokens
+    mask: Tensor  #: (B, R), 1 at real response tokens
+    complete: Tensor  #: (B,) bool: the end token came
     logprobs: Tensor  #: (B, R) of the policy that sampled them
     ref_logprobs: Tensor  #: (B, R) of the frozen reference
     values: Tensor  #: (B, R)
     scores: Tensor  #: (B,) the reward model's, unscaled
-    rewards: Tensor  #: (B,) of whole responses, ahead of the KL penalty
+    parts: dict[str, Tensor]  #: symbolic rewards by name, each (B,)
+    rewards: Tensor  #: (B,) scaled scores plus parts: of whole responses, ahead of the KL penalty
+    kl: Tensor  #: (B, R) the penalty's KL, per token
     advantages: Tensor  #: (B, R)
     returns: Tensor  #: (B, R)
 
@@ -189,5 +190,5 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     real = mask > 0
     spread = returns[real].var(correction=0)
     if float(spread) == 0:
-        return torch.full((), float("nan"))
+        return spread.new_full((), float("nan"))
     return 1 - (returns - values)[real].var(correction=0) / spread

@@ -74,7 +74,7 @@ def test_hold_out_keeps_an_image_on_one_side():
 
 def test_hold_out_of_too_much():
     pairs, _ = pairs_of([preference(str(i), ["x", "y"], {"overall": 0}) for i in range(10)], "preferred")
-    with pytest.raises(DataError, match="holdout: holding out 500 .* of 10 pairs leaves too few; lower it"):
+    with pytest.raises(DataError, match=r"holdout: holding out 500 .* of 10 pairs leaves too few; lower it"):
         hold_out(pairs, 500, seed=0)
 
 

@@ -24,7 +24,7 @@ COLOURS = ("red", "green", "blue", "yellow")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, four one-colour images, and preferences for answers that name a cat over those that name a dog."""
+    """A base, four one-colour images, and preferences for answers that name a cat over a dog."""
     root = tmp_path_factory.mktemp("world")
     build_tiny_llava(root / "base")
     (root / "images").mkdir()

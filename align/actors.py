@@ -1,0 +1,204 @@
+"""The four models of PPO on one set of frozen weights: adapters "policy", "value" and "reward"; the reference
+is the base with its adapters off. A reward model of another base keeps its own weights."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from align.checkpoint import load_state, load_tensors, save_state, save_tensors
+from align.config import PpoSettings
+from align.generate import Generated, Item, join
+from align.models.lmm import (
+    Batch,
+    Lmm,
+    ScalarHead,
+    adapter_of,
+    adapters_off,
+    add_adapters,
+    hidden_states,
+    load,
+    move,
+    swap_in,
+    token_logprobs,
+    use_adapter,
+)
+from align.render import Renderer
+from align.reward_model import (
+    RewardModel,
+    attach,
+    find_reward,
+    load_head,
+    read_info,
+    same_base,
+    write_adapter,
+)
+from data.jsonl import write_json, write_text
+
+POLICY, VALUE = "policy", "value"
+LEARNERS = (POLICY, VALUE)
+
+
+@dataclass
+class Sampled:
+    """Prompts with their sampled responses, ready for forward passes over any rows of them."""
+
+    generated: Generated
+    #: the prompts: (messages, picture or its features)
+    items: list[Item]
+    renderer: Renderer
+
+    def __post_init__(self) -> None:
+        has_image = torch.tensor([image is not None for _, image in self.items])
+        #: row of ``generated.features`` that belongs to each prompt
+        self._feature_row = (has_image.cumsum(0) - 1).masked_fill(~has_image, -1)
+        self._prompt_length = self.generated.prompt_mask.sum(-1).tolist()
+        self._length = self.generated.response_mask.sum(-1).tolist()
+
+    def split(self, rows: Sequence[int], size: int) -> Iterator[list[int]]:
+        """The rows in parts of ``size``, rows of like length together, which saves padding."""
+        order = sorted(rows, key=lambda i: (self._length[i], self._prompt_length[i], i))
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
+
+    def batch(self, rows: Sequence[int]) -> tuple[Batch, Tensor | None, int]:
+        """Model inputs of some rows, their image features, and R, the longest response among them."""
+        made = self.generated
+        index = torch.tensor(rows, device=made.response_ids.device)
+        width = max(self._length[i] for i in rows)
+        responses = made.response_ids[index, :width], made.response_mask[index, :width]
+        if made.features is None and any(self.items[i][1] is not None for i in rows):
+            # another kind of model: its own processor makes the inputs again
+            prompt = move(self.renderer.prompt_batch([self.items[i] for i in rows]), index.device)
+            empty = prompt["input_ids"], prompt["attention_mask"]
+            return join(prompt, Generated(*empty, *responses, made.complete[index], None)), None, width
+        first = made.prompt_ids.shape[1] - max(self._prompt_length[i] for i in rows)
+        ids = torch.cat([made.prompt_ids[index, first:], responses[0]], dim=1)
+        mask = torch.cat([made.prompt_mask[index, first:], responses[1]], dim=1)
+        pictured = [int(r) for r in self._feature_row[list(rows)] if r >= 0]
+        features = made.features[pictured] if made.features is not None and pictured else None
+        return {"input_ids": ids, "attention_mask": mask}, features, width
+
+
+class Actors:
+    """Policy, value, reward and reference; the methods make the right adapter the active one."""
+
+    def __init__(self, lmm: Lmm, reward: RewardModel, value_head: ScalarHead, temperature: float) -> None:
+        self.lmm, self.reward, self.value_head = lmm, reward, value_head
+        self.temperature = temperature
+        self.renderer = Renderer(lmm.processor)
+
+    @classmethod
+    def load(cls, settings: PpoSettings) -> Actors:
+        """Load the base once and put the adapters on it.
+
+        The policy starts as the base. The value model starts as the reward model (thesis, 9.3) where that has
+        the policy's base, else from zero on the policy's base.
+        """
+        lmm = load(settings.model)
+        folder = find_reward(settings.reward_model)
+        shared = same_base(read_info(folder).model, settings.model)
+        lmm.model = add_adapters(lmm.model, settings.lora, [POLICY] if shared else LEARNERS)
+        reward = RewardModel.load(folder, lmm, base=settings.model)
+        if shared:
+            attach(lmm, folder, VALUE, trainable=True)
+            head = load_head(folder, lmm)
+        else:
+            head = ScalarHead(lmm.model.config.get_text_config().hidden_size).to(lmm.device)
+        reward.head.requires_grad_(False)
+        # no dropout: the ratio of new to old policy must compare one function
+        lmm.model.eval()
+        reward.lmm.model.eval()
+        return cls(lmm, reward, head, settings.generate.temperature)
+
+    def use(self, name: str) -> None:
+        use_adapter(self.lmm.model, name, trainable=LEARNERS)
+
+    def logprobs(self, sampled: Sampled, rows: Sequence[int]) -> Tensor:
+        """(b, r) log-probabilities of the responses under the active adapter; r is their longest."""
+        batch, features, width = sampled.batch(rows)
+        return token_logprobs(
+            self.lmm.model, batch, features, response_len=width, temperature=self.temperature
+        )[0]
+
+    def values(self, sampled: Sampled, rows: Sequence[int]) -> Tensor:
+        """(b, r) values of the states ahead of each response token, under the active adapter."""
+        batch, features, width = sampled.batch(rows)
+        hidden = hidden_states(self.lmm.model, batch, features)
+        return self.value_head(hidden[:, -width - 1 : -1])
+
+    @torch.no_grad()
+    def judge_tokens(self, sampled: Sampled, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities of policy and reference, and values, each (B, R) float32 and 0 at padding."""
+        mask = sampled.generated.response_mask
+        found = [torch.zeros(mask.shape, device=mask.device) for _ in range(3)]
+
+        def fill(out: Tensor, forward: Callable[[Sampled, Sequence[int]], Tensor]) -> None:
+            for rows in sampled.split(range(len(mask)), size):
+                part = forward(sampled, rows)
+                index = torch.tensor(rows, device=mask.device)
+                out[index, : part.shape[1]] = part.float() * mask[index, : part.shape[1]]
+
+        self.use(POLICY)
+        fill(found[0], self.logprobs)
+        with adapters_off(self.lmm.model):
+            fill(found[1], self.logprobs)
+        self.use(VALUE)
+        fill(found[2], self.values)
+        return found[0], found[1], found[2]
+
+    def named_parameters(self, name: str) -> list[tuple[str, torch.nn.Parameter]]:
+        """What learns of the policy or the value model, in a fixed order."""
+        named = [(n, p) for n, p in self.lmm.model.named_parameters() if adapter_of(n) == name]
+        if name == VALUE:
+            named += [(f"value_head.{n}", p) for n, p in self.value_head.named_parameters()]
+        return named
+
+    def weights(self, names: Sequence[str] = LEARNERS) -> dict[str, Tensor]:
+        return {n: p.detach().clone() for name in names for n, p in self.named_parameters(name)}
+
+    @torch.no_grad()
+    def put(self, tensors: dict[str, Tensor], names: Sequence[str] = LEARNERS) -> None:
+        for name in names:
+            for key, parameter in self.named_parameters(name):
+                parameter.copy_(tensors[key])
+
+    def save_policy(self, directory: Path, card: str, settings: PpoSettings) -> Path:
+        """Write the policy's adapter (PEFT's layout), its base and its card; complete or not at all."""
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temp = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        write_adapter(self.lmm.model, POLICY, temp / "new")
+        write_json(temp / "new" / "policy.json", {"model": settings.model.model_dump(mode="json")})
+        write_text(temp / "new" / "README.md", card)
+        swap_in(temp / "new", directory)
+        temp.rmdir()
+        return directory
+
+
+@dataclass
+class Training:
+    """What a checkpoint of a PPO run holds. Everything else follows from (seed, step)."""
+
+    actors: Actors
+    optimizer: torch.optim.Optimizer
+    #: the policy of the newest step whose KL was found within ``max_kl``; empty when that is not watched
+    good: dict[str, Tensor]
+
+    def save(self, directory: Path) -> None:
+        save_tensors(directory / "weights.safetensors", self.actors.weights())
+        save_state(directory / "optimizer.pt", self.optimizer.state_dict())
+        if self.good:
+            save_tensors(directory / "good.safetensors", self.good)
+
+    def restore(self, directory: Path) -> None:
+        """Raises CheckpointError when a file is missing or damaged."""
+        device = str(self.actors.lmm.device)
+        self.actors.put(load_tensors(directory / "weights.safetensors", device))
+        self.optimizer.load_state_dict(load_state(directory / "optimizer.pt", device))
+        if (directory / "good.safetensors").exists():
+            self.good = load_tensors(directory / "good.safetensors", device)

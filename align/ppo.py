@@ -1,0 +1,404 @@
+"""PPO for a multimodal model: settings, load, then each step rollout, reward, advantage, update.
+
+Maximises r(image, prompt, response) − β·KL(π ‖ π_init) (thesis, eq. 9.2). Unlike the reference code, on
+purpose: the score is added at the last real token, loss means are over real tokens only, and the gradients of
+policy and value are clipped each on its own, so that a value error cannot shrink the policy's step.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from align.actors import LEARNERS, POLICY, VALUE, Actors, Sampled, Training
+from align.cards import policy_card
+from align.checkpoint import RunDir, checkpoint_step, progress
+from align.config import PpoSettings
+from align.generate import rollout_tokens
+from align.pairs import check_facts
+from align.pictures import encode_pictures, open_pictures
+from align.reward_model import ScoreItem, read_info
+from align.rewards import symbolic, total
+from align.rl import (
+    Rollout,
+    explained_variance,
+    gae,
+    kl_penalty,
+    policy_loss,
+    shaped_rewards,
+    value_loss,
+    whiten,
+)
+from align.rollout_log import append_rollouts, truncate_rollouts
+from align.schedule import lr_factor, permutation, step_seed, stream
+from data.jsonl import write_json
+from data.load import load
+from data.schema import Message, Prompt
+
+log = logging.getLogger(__name__)
+
+#: largest difference of log-probabilities of a fresh policy and its reference that rounding explains
+FRESH = 1e-3
+#: per-token means of an update
+LOSSES = (
+    "loss/policy_avg",
+    "policy/clipfrac_avg",
+    "policy/approxkl_avg",
+    "loss/value_avg",
+    "val/clipfrac_avg",
+)
+
+
+class PpoError(ValueError):
+    """A run that cannot start or go on; the text says what was seen and what to change."""
+
+
+def run(settings: PpoSettings) -> Path:
+    """Train a policy, and return the folder of its adapter (``<output>/policy``).
+
+    Rollouts, mini-batches and facts follow from (seed, step), so a run that was killed at any time and
+    resumed gives the same metrics (but for ``rate/*`` and ``eps``) and weights, bit for bit where the
+    arithmetic is deterministic. ``metrics.jsonl`` has a line for every step, ``rollouts.jsonl`` some
+    responses of each, ``result.json`` says how it ended.
+
+    Raises:
+        DataError: unreadable prompts, or prompts without the facts that the reward model reads.
+        RewardError: no reward model at ``reward_model``.
+        PpoError: settings that do not fit, a policy unlike its reference at the start, or values not finite.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    check(settings)
+    prompts = read_prompts(settings)
+    if settings.dry_run:
+        return Path(settings.output)
+    accelerator = Accelerator(mixed_precision="no", cpu=settings.model.device == "cpu")
+    if settings.rollouts % accelerator.num_processes or settings.minibatch % accelerator.num_processes:
+        raise PpoError(
+            f"rollouts {settings.rollouts} and minibatch {settings.minibatch} must be multiples of the "
+            f"{accelerator.num_processes} processes"
+        )
+    main = accelerator.is_main_process
+    if main:
+        directory = RunDir.create(settings.output, settings, "ppo")
+    accelerator.wait_for_everyone()
+    if not main:
+        directory = RunDir(Path(settings.output), settings)
+    with directory:
+        if not directory.is_done:
+            Ppo(settings, prompts, accelerator, directory).train()
+        accelerator.wait_for_everyone()
+    return directory.path / "policy"
+
+
+def check(settings: PpoSettings) -> None:
+    """Raise PpoError for settings that cannot work together."""
+    if settings.generate.temperature <= 0:
+        raise PpoError("generate.temperature is 0; PPO samples its rollouts, use 1.0")
+    if settings.generate.top_p < 1:
+        log.warning("generate.top_p < 1: responses are not samples of the policy, the KL is biased; use 1.0")
+    if settings.minibatch > settings.rollouts:
+        raise PpoError(f"minibatch {settings.minibatch} exceeds rollouts {settings.rollouts}; lower it")
+
+
+def read_prompts(settings: PpoSettings) -> list[Prompt]:
+    """The prompts, with the facts that the reward model reads; no weights are loaded for this check."""
+    data = settings.data
+    info = read_info(settings.reward_model)
+    records = load(
+        data.path,
+        "prompt",
+        format=data.format,
+        images=data.images,
+        captions=data.captions,
+        limit=data.limit,
+        max_bad=data.max_bad,
+        strict=data.strict,
+    )
+    check_facts(records, info.facts, data.path if isinstance(data.path, str) else ", ".join(data.path))
+    return [record for record in records if isinstance(record, Prompt)]
+
+
+class Ppo:
+    """One run: its models, optimizer, prompts and directory."""
+
+    def __init__(
+        self, settings: PpoSettings, prompts: list[Prompt], accelerator: Accelerator, directory: RunDir
+    ) -> None:
+        self.settings, self.prompts = settings, prompts
+        self.accelerator, self.directory = accelerator, directory
+        torch.manual_seed(settings.seed)
+        if settings.model.device == "auto" and accelerator.num_processes > 1:
+            placed = settings.model.model_copy(update={"device": str(accelerator.device)})
+            settings = settings.model_copy(update={"model": placed})
+        self.actors = Actors.load(settings)
+        self.rates = {POLICY: settings.optim.lr, VALUE: settings.value_lr or settings.optim.lr}
+        groups = [
+            {"params": [p for _, p in self.actors.named_parameters(name)], "lr": self.rates[name]}
+            for name in LEARNERS
+        ]
+        optim = settings.optim
+        optimizer = torch.optim.AdamW(groups, betas=optim.betas, weight_decay=optim.weight_decay)
+        self.training = Training(self.actors, optimizer, {})
+
+    def train(self) -> None:
+        """All steps, from the newest checkpoint when resuming; ends with the saved policy and DONE."""
+        s, directory = self.settings, self.directory
+        start = self.resume() if s.resume else 0
+        stopped = None
+        for step in progress(range(start, s.steps), "ppo"):
+            began = time.perf_counter()
+            prompts, sampled, rollout = self.roll_out(step)
+            metrics = self.rollout_metrics(rollout)
+            rolled = time.perf_counter()
+            stopped = self.watch_kl(step, metrics["objective/kl"])
+            if stopped is None:
+                metrics |= self.update(step, sampled, rollout)
+            ended = time.perf_counter()
+            if self.accelerator.is_main_process:
+                tokens = float(rollout.mask.sum()) * self.accelerator.num_processes
+                directory.log(
+                    step + 1,
+                    **metrics,
+                    **{
+                        "rate/tokens_per_s": tokens / (ended - began),
+                        "rate/rollout_s": rolled - began,
+                        "rate/update_s": ended - rolled,
+                        "eps": s.rollouts / (ended - began),
+                    },
+                )
+                append_rollouts(
+                    directory.path / "rollouts.jsonl",
+                    step + 1,
+                    prompts,
+                    rollout,
+                    s.dump_rollouts,
+                    self.actors.renderer.decode,
+                )
+            if stopped is not None:
+                break
+            self.keep(step + 1)
+        if self.accelerator.is_main_process:
+            done = s.steps if stopped is None else step - 1
+            self.actors.save_policy(directory.path / "policy", policy_card(s, done, stopped), s)
+            write_json(directory.path / "result.json", {"steps": done, "stopped": stopped})
+            directory.done()
+
+    # --- rollout, reward, advantage ---
+
+    def roll_out(self, step: int) -> tuple[list[Prompt], Sampled, Rollout]:
+        """Sample this process's share of the step's responses and judge them."""
+        s, rank, world = self.settings, self.accelerator.process_index, self.accelerator.num_processes
+        picked = stream(len(self.prompts), s.seed, step * s.rollouts, (step + 1) * s.rollouts)[rank::world]
+        prompts = [self.prompts[i] for i in picked]
+        actors = self.actors
+        pictures = open_pictures([p.image for p in prompts], s.data.images)
+        encoded = encode_pictures(actors.lmm, actors.renderer, pictures)
+        items = [([Message(role="user", content=p.question)], i) for p, i in zip(prompts, encoded)]
+        actors.use(POLICY)
+        made = rollout_tokens(
+            actors.lmm, actors.renderer, items, s.generate, seed=step_seed(s.seed, "rollout", step, rank)
+        )
+        sampled = Sampled(made, items, actors.renderer)
+        size = s.micro_batch or max(1, s.minibatch // world)
+        logprobs, reference, values = actors.judge_tokens(sampled, size)
+        if step == 0:
+            check_fresh(logprobs, reference)
+        lengths = made.response_mask.sum(-1).tolist()
+        texts = [actors.renderer.decode(r[:n]) for r, n in zip(made.response_ids.tolist(), lengths)]
+        reward = actors.reward
+        seen = encoded
+        if reward.lmm is not actors.lmm or s.reward_images:
+            shown = (
+                open_pictures([p.image for p in prompts], s.reward_images) if s.reward_images else pictures
+            )
+            seen = encode_pictures(reward.lmm, reward.renderer, shown)
+        answers = [ScoreItem(p.id, m, t, p.facts, i) for p, (m, _), t, i in zip(prompts, items, texts, seen)]
+        scores = reward.score(answers, seed=f"{s.seed}/{step}", batch_size=size).to(actors.lmm.device)
+        complete = made.complete.tolist()
+        parts = symbolic(prompts, texts, lengths, complete, s.symbolic, s.generate.max_new_tokens)
+        parts = {name: part.to(scores) for name, part in parts.items()}
+        rewards = total(scores, parts, s.reward_scale)
+        mask = made.response_mask
+        kl = kl_penalty(logprobs, reference, mask, s.kl_form)
+        advantages, returns = gae(shaped_rewards(rewards, kl, mask, s.kl_coef), values, mask, s.gamma, s.lam)
+        if s.whiten_advantages:
+            advantages = whiten(advantages, mask, self.sum)
+        return (
+            prompts,
+            sampled,
+            Rollout(
+                made.response_ids,
+                mask,
+                made.complete,
+                logprobs,
+                reference,
+                values,
+                scores,
+                parts,
+                rewards,
+                kl,
+                advantages,
+                returns,
+            ),
+        )
+
+    def rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
+        """Means over the step's responses, all processes together."""
+        mask = rollout.mask
+        ratio = torch.where(mask > 0, rollout.logprobs - rollout.ref_logprobs, 0)
+        penalty = -self.settings.kl_coef * rollout.kl.sum(1)
+        per_row = {
+            "objective/kl": ratio.sum(1),
+            "objective/kl_k3": kl_penalty(rollout.logprobs, rollout.ref_logprobs, mask, "k3").sum(1),
+            "objective/entropy": -torch.where(mask > 0, rollout.logprobs, 0).sum(1),
+            "objective/scores": rollout.scores,
+            "objective/rewards": rollout.rewards,
+            "objective/non_score_reward": penalty,
+            "objective/rlhf_reward": rollout.rewards + penalty,
+            **{f"reward/{name}": part for name, part in rollout.parts.items()},
+            "response/length": mask.sum(1).float(),
+            "response/incomplete": (~rollout.complete).float(),
+        }
+        means = self.mean(torch.stack([x.float().mean() for x in per_row.values()]))
+        explained = self.mean(explained_variance(rollout.values, rollout.returns, mask))
+        return dict(zip(per_row, means.tolist())) | {"val/explained_var": float(explained)}
+
+    def watch_kl(self, step: int, kl: float) -> str | None:
+        """Why to stop, or None. Keeps the policy of the newest step within ``max_kl``, and puts it back."""
+        s = self.settings
+        if not s.max_kl:
+            return None
+        if kl <= s.max_kl:
+            self.training.good = self.actors.weights([POLICY])
+            return None
+        self.actors.put(self.training.good, [POLICY])
+        kept = f"the policy after {step - 1} steps is kept"
+        text = f"after {step} steps the KL is {kl:.2f}, above max_kl {s.max_kl}; {kept}"
+        log.warning("%s", text)
+        return text
+
+    # --- update ---
+
+    def update(self, step: int, sampled: Sampled, rollout: Rollout) -> dict[str, float]:
+        """``epochs`` passes of gradient steps over the rollouts; returns the step's mean metrics."""
+        s, world = self.settings, self.accelerator.num_processes
+        factor = lr_factor(step, s.steps, s.optim.warmup_steps, s.optim.schedule)
+        for name, group in zip(LEARNERS, self.training.optimizer.param_groups):
+            group["lr"] = self.rates[name] * factor
+        size = s.minibatch // world
+        found = []
+        for epoch in range(s.epochs):
+            order = permutation(
+                len(rollout), s.seed, "minibatch", step, epoch, self.accelerator.process_index
+            )
+            for start in range(0, len(order), size):
+                found.append(self.gradient_step(step, order[start : start + size], sampled, rollout))
+        means = {name: sum(f[name] for f in found) / len(found) for name in found[0]}
+        return means | {"lr": self.rates[POLICY] * factor, "lr/value": self.rates[VALUE] * factor}
+
+    def gradient_step(
+        self, step: int, rows: Sequence[int], sampled: Sampled, rollout: Rollout
+    ) -> dict[str, float]:
+        """One optimizer step on a mini-batch, in micro-batches whose losses add up exactly."""
+        s, actors, optimizer = self.settings, self.actors, self.training.optimizer
+        index = torch.tensor(rows, device=rollout.mask.device)
+        tokens = self.sum(rollout.mask[index].sum().float())
+        sums = torch.zeros(5, device=tokens.device)
+        optimizer.zero_grad(set_to_none=True)
+        for name in LEARNERS:
+            actors.use(name)
+            for part in sampled.split(rows, s.micro_batch or len(rows)):
+                at = torch.tensor(part, device=rollout.mask.device)
+                if name == POLICY:
+                    new = actors.logprobs(sampled, part)
+                    cut = at, slice(new.shape[1])
+                    policy = policy_loss(
+                        new, rollout.logprobs[cut], rollout.advantages[cut], rollout.mask[cut], s.clip
+                    )
+                    (policy.loss / tokens).backward()
+                    sums[:3] += torch.stack([policy.loss.detach(), policy.clipped, policy.approx_kl])
+                else:
+                    new = actors.values(sampled, part)
+                    cut = at, slice(new.shape[1])
+                    value = value_loss(
+                        new, rollout.values[cut], rollout.returns[cut], rollout.mask[cut], s.value_clip
+                    )
+                    (s.value_coef * value.loss / tokens).backward()
+                    sums[3:] += torch.stack([value.loss.detach(), value.clipped])
+        norms = {name: self.clip(name) for name in LEARNERS}
+        means = (self.sum(sums) / tokens).tolist()
+        metrics = dict(zip(LOSSES, means)) | {
+            "policy/grad_norm": norms[POLICY],
+            "val/grad_norm": norms[VALUE],
+        }
+        check_finite(step, metrics, self.rates)
+        optimizer.step()
+        return metrics
+
+    def clip(self, name: str) -> float:
+        """Sum the gradients over the processes, clip their common norm; returns the norm before."""
+        parameters = [p for _, p in self.actors.named_parameters(name)]
+        if self.accelerator.num_processes > 1:
+            for p in parameters:
+                p.grad = self.sum(p.grad if p.grad is not None else torch.zeros_like(p))
+        return float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.optim.max_grad_norm))
+
+    def sum(self, x: Tensor) -> Tensor:
+        return self.accelerator.reduce(x, "sum") if self.accelerator.num_processes > 1 else x
+
+    def mean(self, x: Tensor) -> Tensor:
+        return self.sum(x) / self.accelerator.num_processes
+
+    # --- what is written ---
+
+    def keep(self, done: int) -> None:
+        """Save the policy of every ``keep_every``-th step, and a checkpoint of every ``save_every``-th."""
+        s = self.settings
+        if not self.accelerator.is_main_process:
+            return
+        if s.keep_every and done % s.keep_every == 0:
+            self.actors.save_policy(self.directory.path / f"policy-{done}", policy_card(s, done, None), s)
+        if s.save_every and done % s.save_every == 0 and done < s.steps:
+            self.directory.save_checkpoint(done, self.training.save)
+
+    def resume(self) -> int:
+        """Go back to the newest checkpoint; returns the steps done."""
+        folder = self.directory.latest_checkpoint()
+        done = 0 if folder is None else checkpoint_step(folder)
+        if self.accelerator.is_main_process:
+            self.directory.truncate_metrics(done)
+            truncate_rollouts(self.directory.path / "rollouts.jsonl", done)
+        if folder is not None:
+            self.training.restore(folder)
+        return done
+
+
+def check_fresh(logprobs: Tensor, reference: Tensor) -> None:
+    """Before any update the policy is its reference. Raises PpoError with a diagnosis if it is not."""
+    worst = float((logprobs - reference).abs().max())
+    if not worst <= FRESH:
+        raise PpoError(
+            f"before the first update policy and reference differ by {worst:.2g} in a log-probability "
+            f"(at most {FRESH} is rounding), so the KL would not start at 0. The adapter is not the identity "
+            "at its start, or the model is not deterministic: check model.bits (try 8 or none), "
+            "model.attention (try eager), model.dtype (float16 overflows: try bfloat16), and the base itself"
+        )
+
+
+def check_finite(step: int, metrics: dict[str, float], rates: dict[str, float]) -> None:
+    """Raise PpoError, before the weights are touched, naming what is NaN or infinite and what to lower."""
+    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if broken:
+        raise PpoError(
+            f"step {step + 1}: {', '.join(broken)} not finite, so this update was not applied. Lower "
+            f"optim.lr (now {rates[POLICY]}), value_lr (now {rates[VALUE]}) or reward_scale, or use bfloat16 "
+            "or float32 instead of float16; the last checkpoint is intact"
+        )
