@@ -8,7 +8,6 @@ policy and value are clipped each on its own, so that a value error cannot shrin
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +20,12 @@ from align.actors import LEARNERS, POLICY, VALUE, Actors, Sampled, Training
 from align.cards import policy_card
 from align.checkpoint import RunDir, checkpoint_step, progress
 from align.config import PpoSettings
-from align.generate import rollout_tokens
+from align.diagnose import PpoError as PpoError
+from align.diagnose import check_finite, check_fresh
+from align.generate import Item, rollout_tokens
 from align.pairs import check_facts
 from align.pictures import encode_pictures, open_pictures
+from align.render import ImageInput
 from align.reward_model import ScoreItem, read_info
 from align.rewards import symbolic, total
 from align.rl import (
@@ -44,8 +46,6 @@ from data.schema import Message, Prompt
 
 log = logging.getLogger(__name__)
 
-#: largest difference of log-probabilities of a fresh policy and its reference that rounding explains
-FRESH = 1e-3
 #: per-token means of an update
 LOSSES = (
     "loss/policy_avg",
@@ -54,10 +54,6 @@ LOSSES = (
     "loss/value_avg",
     "val/clipfrac_avg",
 )
-
-
-class PpoError(ValueError):
-    """A run that cannot start or go on; the text says what was seen and what to change."""
 
 
 def run(settings: PpoSettings) -> Path:
@@ -122,8 +118,9 @@ def read_prompts(settings: PpoSettings) -> list[Prompt]:
         max_bad=data.max_bad,
         strict=data.strict,
     )
-    check_facts(records, info.facts, data.path if isinstance(data.path, str) else ", ".join(data.path))
-    return [record for record in records if isinstance(record, Prompt)]
+    prompts = [record for record in records if isinstance(record, Prompt)]
+    check_facts(prompts, info.facts, data.path if isinstance(data.path, str) else ", ".join(data.path))
+    return prompts
 
 
 class Ppo:
@@ -139,6 +136,8 @@ class Ppo:
             placed = settings.model.model_copy(update={"device": str(accelerator.device)})
             settings = settings.model_copy(update={"model": placed})
         self.actors = Actors.load(settings)
+        #: of one forward pass without gradients
+        self.rows_at_once = settings.micro_batch or settings.minibatch // accelerator.num_processes
         self.rates = {POLICY: settings.optim.lr, VALUE: settings.value_lr or settings.optim.lr}
         groups = [
             {"params": [p for _, p in self.actors.named_parameters(name)], "lr": self.rates[name]}
@@ -201,54 +200,61 @@ class Ppo:
         actors = self.actors
         pictures = open_pictures([p.image for p in prompts], s.data.images)
         encoded = encode_pictures(actors.lmm, actors.renderer, pictures)
-        items = [([Message(role="user", content=p.question)], i) for p, i in zip(prompts, encoded)]
+        asked = [[Message(role="user", content=p.question)] for p in prompts]
+        items: list[Item] = list(zip(asked, encoded))
         actors.use(POLICY)
         made = rollout_tokens(
             actors.lmm, actors.renderer, items, s.generate, seed=step_seed(s.seed, "rollout", step, rank)
         )
         sampled = Sampled(made, items, actors.renderer)
-        size = s.micro_batch or max(1, s.minibatch // world)
-        logprobs, reference, values = actors.judge_tokens(sampled, size)
+        logprobs, reference, values = actors.judge_tokens(sampled, self.rows_at_once)
         if step == 0:
             check_fresh(logprobs, reference)
-        lengths = made.response_mask.sum(-1).tolist()
-        texts = [actors.renderer.decode(r[:n]) for r, n in zip(made.response_ids.tolist(), lengths)]
-        reward = actors.reward
-        seen = encoded
-        if reward.lmm is not actors.lmm or s.reward_images:
-            shown = (
-                open_pictures([p.image for p in prompts], s.reward_images) if s.reward_images else pictures
-            )
-            seen = encode_pictures(reward.lmm, reward.renderer, shown)
-        answers = [ScoreItem(p.id, m, t, p.facts, i) for p, (m, _), t, i in zip(prompts, items, texts, seen)]
-        scores = reward.score(answers, seed=f"{s.seed}/{step}", batch_size=size).to(actors.lmm.device)
-        complete = made.complete.tolist()
-        parts = symbolic(prompts, texts, lengths, complete, s.symbolic, s.generate.max_new_tokens)
-        parts = {name: part.to(scores) for name, part in parts.items()}
+        scores, parts = self.score(step, prompts, pictures, sampled)
         rewards = total(scores, parts, s.reward_scale)
         mask = made.response_mask
         kl = kl_penalty(logprobs, reference, mask, s.kl_form)
         advantages, returns = gae(shaped_rewards(rewards, kl, mask, s.kl_coef), values, mask, s.gamma, s.lam)
         if s.whiten_advantages:
             advantages = whiten(advantages, mask, self.sum)
-        return (
-            prompts,
-            sampled,
-            Rollout(
-                made.response_ids,
-                mask,
-                made.complete,
-                logprobs,
-                reference,
-                values,
-                scores,
-                parts,
-                rewards,
-                kl,
-                advantages,
-                returns,
-            ),
+        rollout = Rollout(
+            response_ids=made.response_ids,
+            mask=mask,
+            complete=made.complete,
+            logprobs=logprobs,
+            ref_logprobs=reference,
+            values=values,
+            scores=scores,
+            parts=parts,
+            rewards=rewards,
+            kl=kl,
+            advantages=advantages,
+            returns=returns,
         )
+        return prompts, sampled, rollout
+
+    def score(
+        self, step: int, prompts: Sequence[Prompt], pictures: Sequence[ImageInput], sampled: Sampled
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The reward model's scores (B,) and the symbolic rewards by name, each (B,)."""
+        s, reward, made = self.settings, self.actors.reward, sampled.generated
+        lengths = made.response_mask.sum(-1).tolist()
+        rows = zip(made.response_ids.tolist(), lengths)
+        texts = [self.actors.renderer.decode(row[:n]) for row, n in rows]
+        seen = [image for _, image in sampled.items]
+        if s.reward_images:
+            pictures = open_pictures([p.image for p in prompts], s.reward_images)
+        if s.reward_images or reward.lmm is not self.actors.lmm:
+            seen = encode_pictures(reward.lmm, reward.renderer, pictures)
+        answers = [
+            ScoreItem(p.id, messages, text, p.facts, image)
+            for p, (messages, _), text, image in zip(prompts, sampled.items, texts, seen)
+        ]
+        scores = reward.score(answers, seed=f"{s.seed}/{step}", batch_size=self.rows_at_once)
+        scores = scores.to(made.response_mask.device)
+        limit, complete = s.generate.max_new_tokens, made.complete.tolist()
+        parts = symbolic(prompts, texts, lengths, complete, s.symbolic, limit)
+        return scores, {name: part.to(scores) for name, part in parts.items()}
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
         """Means over the step's responses, all processes together."""
@@ -339,7 +345,7 @@ class Ppo:
             "policy/grad_norm": norms[POLICY],
             "val/grad_norm": norms[VALUE],
         }
-        check_finite(step, metrics, self.rates)
+        check_finite(step, metrics, self.rates[POLICY], self.rates[VALUE])
         optimizer.step()
         return metrics
 
@@ -379,26 +385,3 @@ class Ppo:
         if folder is not None:
             self.training.restore(folder)
         return done
-
-
-def check_fresh(logprobs: Tensor, reference: Tensor) -> None:
-    """Before any update the policy is its reference. Raises PpoError with a diagnosis if it is not."""
-    worst = float((logprobs - reference).abs().max())
-    if not worst <= FRESH:
-        raise PpoError(
-            f"before the first update policy and reference differ by {worst:.2g} in a log-probability "
-            f"(at most {FRESH} is rounding), so the KL would not start at 0. The adapter is not the identity "
-            "at its start, or the model is not deterministic: check model.bits (try 8 or none), "
-            "model.attention (try eager), model.dtype (float16 overflows: try bfloat16), and the base itself"
-        )
-
-
-def check_finite(step: int, metrics: dict[str, float], rates: dict[str, float]) -> None:
-    """Raise PpoError, before the weights are touched, naming what is NaN or infinite and what to lower."""
-    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if broken:
-        raise PpoError(
-            f"step {step + 1}: {', '.join(broken)} not finite, so this update was not applied. Lower "
-            f"optim.lr (now {rates[POLICY]}), value_lr (now {rates[VALUE]}) or reward_scale, or use bfloat16 "
-            "or float32 instead of float16; the last checkpoint is intact"
-        )

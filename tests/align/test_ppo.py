@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from align.actors import LEARNERS, POLICY, VALUE, Actors, Sampled
 from align.checkpoint import RunDir
 from align.config import GenerateSettings, LoraSettings, ModelSettings, PpoSettings
+from align.diagnose import PpoError, check_finite, check_fresh
 from align.generate import rollout_tokens
 from align.models.lmm import adapters_off, hidden_states, load, move
 from align.models.tiny import build_tiny_llava
-from align.ppo import Ppo, PpoError, check_finite, check_fresh, read_prompts, run
+from align.ppo import Ppo, read_prompts, run
 from align.render import Renderer
 from align.reward_model import RewardInfo, RewardModel, ScoreItem
 from data.jsonl import DataError, write_records
@@ -367,6 +368,21 @@ def test_a_reward_model_of_another_base_keeps_its_own(world: Path, tmp_path: Pat
     assert metrics(tmp_path / "run")[0]["objective/scores"] != 0
 
 
+def test_the_reward_model_may_see_other_pictures(world: Path, tmp_path: Path):
+    (tmp_path / "dark").mkdir()
+    for colour in COLOURS:
+        PilImage.new("RGB", (32, 32), "black").save(tmp_path / "dark" / f"{colour}.png")
+    found = []
+    for name, more in (("own", {}), ("dark", {"reward_images": str(tmp_path / "dark")})):
+        s = settings(world, tmp_path / f"run-{name}", **more)
+        ppo = Ppo(s, read_prompts(s), Accelerator(cpu=True), RunDir.create(s.output, s, "ppo"))
+        found.append(ppo.roll_out(0))
+    (prompts, _, own), (_, _, dark) = found
+    assert torch.equal(own.response_ids, dark.response_ids)
+    differ = (own.scores - dark.scores).abs() > 1e-4
+    assert differ.tolist() == [p.image is not None for p in prompts]
+
+
 # --- faults ---
 
 
@@ -395,7 +411,7 @@ def test_diagnoses():
     with pytest.raises(PpoError, match="differ by nan"):
         check_fresh(torch.tensor([float("nan")]), torch.tensor([-1.5]))
     with pytest.raises(PpoError, match=r"step 3: val/grad_norm not finite.*value_lr \(now 0\.2\)"):
-        check_finite(2, {"loss/policy_avg": 0.0, "val/grad_norm": float("inf")}, {POLICY: 0.1, VALUE: 0.2})
+        check_finite(2, {"loss/policy_avg": 0.0, "val/grad_norm": float("inf")}, 0.1, 0.2)
 
 
 def test_dry_run_computes_nothing(world: Path, tmp_path: Path):
