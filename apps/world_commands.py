@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         from data.jsonl import read_records, write_records
         from data.world.build import read_scenes
 
-        samples = read_records(args.samples, "preference")
+        samples = [r for r in read_records(args.samples, "preference") if isinstance(r, Preference)]
         done = annotate(samples, read_scenes(args.world), seed=args.seed, clean=args.clean)
         print(f"wrote {write_records(args.output, done)} preferences to {args.output}")
     else:

@@ -93,7 +93,8 @@ def draw_scene(scene: Scene, side: int = SIDE, *, clean: bool = False) -> Image.
             y = round((where // 3) * cell + room * (1 + jitter[1]))
             picture.paste(art, (x, y), art)
             if cover < 0.3 * d:
-                tone = tuple(v - 12 * (shade + 1) for v in GROUNDS[scene.environment][where // 3 > 1])
+                upper, lower, _ = GROUNDS[scene.environment]
+                tone = tuple(v - 12 * (shade + 1) for v in (lower if where // 3 > 1 else upper))
                 draw = ImageDraw.Draw(picture)
                 draw.rounded_rectangle((x, y + width * 0.5, x + width, y + width), width // 6, tone)
     if scene.text:
