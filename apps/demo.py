@@ -120,7 +120,7 @@ def main_table(found: Mapping[str, dict[str, Any]]) -> Table:
         pope = benchmarks["pope"]
         splits = pope["splits"].values()
         yes = sum(s["official"]["yes_ratio"]["value"] for s in splits) / len(splits)
-        unparsed = sum(s["strict"]["unparsed"] for s in splits)
+        unparsed = sum(s["strict"]["counts"]["unparsed"] for s in splits)
         mmhal = benchmarks["mmhal"]
         rows.append([name, interval_from(pope["overall"]["official"]["f1"]), interval_from(pope["overall"]["strict"]["f1"]),
                      unparsed, yes, interval_from(mmhal["score"]), interval_from(mmhal["hallucination_rate"])])  # fmt: skip
