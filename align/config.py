@@ -15,7 +15,6 @@ from align.recipe import ConfigError as ConfigError
 from align.recipe import load_recipe as load_recipe
 from align.recipe import resolve as resolve
 
-
 #: the small pretrained base of the built-in world, as shipped
 WORLD_BASE = Path(__file__).parent / "models" / "world_base"
 

@@ -23,6 +23,7 @@ from align.config import PpoSettings
 from align.diagnose import PpoError as PpoError
 from align.diagnose import check_finite, check_fresh
 from align.generate import Item, rollout_tokens
+from align.models.lmm import check_is_lmm
 from align.pairs import check_facts
 from align.pictures import encode_pictures, open_pictures
 from align.render import ImageInput
@@ -67,12 +68,15 @@ def run(settings: PpoSettings) -> Path:
     Raises:
         DataError: unreadable prompts, or prompts without the facts that the reward model reads.
         RewardError: no reward model at ``reward_model``.
+        ModelError: the checkpoint, or the reward model's base, is no multimodal model.
         PpoError: settings that do not fit, a policy unlike its reference at the start, or values not finite.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     check(settings)
     prompts = read_prompts(settings)
+    for model in (settings.model, read_info(settings.reward_model).model):
+        check_is_lmm(model.path)
     if settings.dry_run:
         return Path(settings.output)
     accelerator = Accelerator(mixed_precision="no", cpu=settings.model.device == "cpu")

@@ -28,6 +28,7 @@ from align.checkpoint import (
     save_tensors,
 )
 from align.config import DataSettings, RewardSettings
+from align.models.lmm import check_is_lmm
 from align.pairs import Pair, PairReport, check_facts, hold_out, pairs_of, report
 from align.pictures import encode_pictures, open_pictures
 from align.render import REWARD_TEMPLATE, ImageInput
@@ -49,11 +50,13 @@ def run(settings: RewardSettings) -> Path:
 
     Raises:
         DataError: unreadable data, nothing to train on, or records without the facts that ``facts`` asks for.
+        ModelError: the checkpoint is no multimodal model.
         RewardError: the loss is not finite, or the saved model does not score as the trained one.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     train, held, skipped = read_pairs(settings)
+    check_is_lmm(settings.model.path)
     if settings.dry_run:
         return Path(settings.output)
     with RunDir.create(settings.output, settings, "reward") as directory:

@@ -6,64 +6,112 @@ of the SFT model at temperature 0.7.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
+
+import torch
 
 from align.checkpoint import RunDir, progress
 from align.config import SampleSettings
-from align.generate import generate
+from align.generate import Item, generate
+from align.models.lmm import Lmm, check_is_lmm
 from align.models.lmm import load as load_lmm
+from align.pictures import encode_pictures, open_pictures
 from align.render import Renderer
-from data.images import open_image
+from align.schedule import step_seed
 from data.jsonl import read_records, write_records
 from data.load import load
 from data.schema import Message, Preference, Prompt, Response
 
+log = logging.getLogger(__name__)
+
 
 def run(settings: SampleSettings) -> Path:
-    """Write ``<output>/samples.jsonl``; an interrupted run continues with the prompts that are missing.
+    """Write ``<output>/samples.jsonl``; an interrupted run goes on and ends with the same file.
 
-    Raises DataError for bad data and ModelError for a checkpoint that is no multimodal model.
+    Prompts are answered in parts of fixed size, each with a seed of its own, kept in ``<output>/parts``.
+
+    Raises:
+        DataError: unreadable prompts or pictures.
+        ModelError: the checkpoint is no multimodal model. CheckpointError: the output is another run's.
     """
-    data = settings.data
-    prompts = load(data.path, "prompt", format=data.format, images=data.images, captions=data.captions,
-                   limit=data.limit, max_bad=data.max_bad, strict=data.strict)  # fmt: skip
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    prompts = read_prompts(settings)
+    check_is_lmm(settings.model.path)
     if settings.dry_run:
         return Path(settings.output)
     with RunDir.create(settings.output, settings, "sample") as run_dir:
-        lmm = load_lmm(settings.model)
-        renderer = Renderer(lmm.processor)
-        parts = run_dir.path / "parts"
-        parts.mkdir(exist_ok=True)
-        size = max(settings.generate.batch_size * 8, 64)
-        files = []
-        with progress(range(0, len(prompts), size), "sample") as starts:
-            for start in starts:
-                part = parts / f"{start:08d}.jsonl"
-                files.append(part)
-                if part.exists():
-                    continue
-                chunk = [p for p in prompts[start : start + size] if isinstance(p, Prompt)]
-                items = [
-                    ([Message(role="user", content=p.question)], open_image(p.image, data.images) if p.image else None)
-                    for p in chunk
-                ]
-                answers = generate(
-                    lmm, renderer, items, settings.generate, seed=settings.seed + start, num_return=settings.responses
-                )
-                write_records(part, (_pair(p, a) for p, a in zip(chunk, answers, strict=True) if isinstance(a, list)))
-        records = [r for part in files for r in read_records(part, "preference")]
-        kept = [r for r in records if not settings.distinct or _differs(r)]
+        if run_dir.is_done:
+            return run_dir.path
+        if settings.resume:
+            run_dir.truncate_metrics(-1)
+        parts = sample_parts(settings, prompts, run_dir.path / "parts")
+        records = [record for part in parts for record in read_records(part, "preference")]
+        kept = [record for record in records if not settings.distinct or _differs(record)]
+        if not kept:
+            log.warning("no prompt drew two different responses; raise generate.temperature")
         write_records(run_dir.path / "samples.jsonl", kept)
         run_dir.log(len(prompts), **{"sample/prompts": len(prompts), "sample/kept": len(kept)})
         run_dir.done()
     return run_dir.path
 
 
-def _pair(prompt: Prompt, responses: list[Response]) -> Preference:
+def read_prompts(settings: SampleSettings) -> list[Prompt]:
+    """The prompts that the settings name. Raises DataError."""
+    data = settings.data
+    records = load(
+        data.path,
+        "prompt",
+        format=data.format,
+        images=data.images,
+        captions=data.captions,
+        limit=data.limit,
+        max_bad=data.max_bad,
+        strict=data.strict,
+    )
+    return [record for record in records if isinstance(record, Prompt)]
+
+
+def sample_parts(settings: SampleSettings, prompts: list[Prompt], folder: Path) -> list[Path]:
+    """One file of records for each part of the prompts, in order; those that exist are kept."""
+    size = max(settings.generate.batch_size * 8, 64)
+    files = {start: folder / f"{start:08d}.jsonl" for start in range(0, len(prompts), size)}
+    missing = [start for start, file in files.items() if not file.exists()]
+    if missing:
+        lmm = load_lmm(settings.model)
+        renderer = Renderer(lmm.processor)
+        with progress(missing, "sample") as starts:
+            for start in starts:
+                part = prompts[start : start + size]
+                seed = step_seed(settings.seed, "sample", start)
+                write_records(files[start], answered(lmm, renderer, settings, part, seed))
+    return list(files.values())
+
+
+def answered(
+    lmm: Lmm, renderer: Renderer, settings: SampleSettings, prompts: list[Prompt], seed: int
+) -> Iterator[Preference]:
+    """The prompts with ``settings.responses`` responses each."""
+    pictures = open_pictures([prompt.image for prompt in prompts], settings.data.images)
+    encoded = encode_pictures(lmm, renderer, pictures)
+    items: list[Item] = [(_messages(prompt), image) for prompt, image in zip(prompts, encoded)]
+    answers = generate(lmm, renderer, items, settings.generate, seed=seed, num_return=settings.responses)
+    for prompt, responses in zip(prompts, answers, strict=True):
+        if isinstance(responses, list):
+            yield _preference(prompt, responses)
+
+
+def _messages(prompt: Prompt) -> list[Message]:
+    return [Message(role="user", content=prompt.question)]
+
+
+def _preference(prompt: Prompt, responses: list[Response]) -> Preference:
     return Preference(
         id=prompt.id,
         image=prompt.image,
-        messages=[Message(role="user", content=prompt.question)],
+        messages=_messages(prompt),
         responses=responses,
         choices={},
         facts=prompt.facts,
@@ -72,5 +120,5 @@ def _pair(prompt: Prompt, responses: list[Response]) -> Preference:
     )
 
 
-def _differs(record: Preference | object) -> bool:
+def _differs(record: object) -> bool:
     return isinstance(record, Preference) and len({r.text for r in record.responses}) > 1

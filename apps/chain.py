@@ -1,20 +1,21 @@
 """The whole chain on the built-in world as a graph of steps: what the demo and the studies run.
 
-Every step is one stage of the CLI with a shipped recipe and a few overrides, in its own run
-directory. Steps run in worker processes with one torch thread each; a step that has finished is
-never run again, so an interrupted chain goes on where it stood.
+Every step is one stage of the CLI with a shipped recipe and a few overrides, in its own run directory. A
+step that has finished is never run again, and a stage that was killed goes on from its newest checkpoint,
+so an interrupted chain is continued by starting it again. ``apps.scheduler`` runs the graph.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from apps.scheduler import Step
+from data.jsonl import read_json, write_json
+
+#: stage -> (module with ``run``, its settings in ``align.config``)
 STAGES = {
     "sft": ("align.sft", "SftSettings"),
     "sample": ("align.sample", "SampleSettings"),
@@ -22,11 +23,16 @@ STAGES = {
     "ppo": ("align.ppo", "PpoSettings"),
     "eval": ("apps.evaluate", "EvalSettings"),
 }
+POPE_SPLITS = ("random", "popular", "adversarial")
+
+
+class ChainError(ValueError):
+    """A chain that cannot start or go on; the text says why and how to mend it."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of one chain; the default is the demo's."""
+    """Sizes of one chain (records, pictures, PPO steps); the default is the demo's."""
 
     sft: int = 8000
     human: int = 5000
@@ -41,173 +47,196 @@ class Scale:
     batch: int = 24
 
 
-QUICK = Scale(sft=240, human=160, pairs=160, prompts=64, describe=40, pope_images=20, heldout=24, test=40,
-              ppo_steps=2, rollouts=16)  # fmt: skip
+QUICK = Scale(
+    sft=240,
+    human=160,
+    pairs=160,
+    prompts=64,
+    describe=40,
+    pope_images=20,
+    heldout=24,
+    test=40,
+    ppo_steps=2,
+    rollouts=16,
+)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One node: ``run`` (a module-level function, so that a worker can import it) with its arguments."""
+def claim(folder: Path, name: str, wanted: Mapping[str, Any]) -> None:
+    """Take ``folder`` for a run of these settings, or check that it was taken for the same.
 
-    name: str
-    run: Callable[..., None]
-    arguments: dict[str, Any]
-    needs: tuple[str, ...] = ()
+    Raises:
+        ChainError: the folder belongs to other settings (the differing ones are named), or holds other files.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ChainError(f"{folder}: is a file; give a folder as the output")
+    path = folder / name
+    if not path.exists():
+        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            raise ChainError(
+                f"{folder}: not empty, and without {name} not a folder to continue in; choose another output"
+            )
+        write_json(path, dict(wanted))
+        return
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ChainError(f"{path}: is not a JSON object; choose another output")
+    keys = sorted(k for k in {*wanted, *found} if wanted.get(k) != found.get(k))
+    if keys:
+        differing = ", ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} now" for k in keys)
+        raise ChainError(
+            f"{folder}: belongs to a run of another size or seed ({differing}); "
+            "choose another output, or delete the folder"
+        )
 
 
-def chain(root: Path, seed: int, scale: Scale, *, arms: Sequence[str] = ("ppo", "ppo_fact")) -> list[Step]:
-    """The steps from data to evaluated models under ``root``, in the order in which they are best started."""
-    at = {"root": str(root), "seed": seed}
-    generated = {"describe": scale.describe, "pope_images": scale.pope_images}
-    sizes = {k: getattr(scale, k) for k in ("sft", "human", "pairs", "prompts")} | generated
-    data = {"data.images": str(root / "data")}
+class Chain:
+    """Builds the steps of one chain under ``root``."""
 
-    def step(name: str, stage: str, recipe: str, needs: tuple[str, ...], **overrides: Any) -> Step:
-        values = {"output": str(root / name), "seed": seed, **overrides}
-        return Step(name, run_stage, {"stage": stage, "recipe": recipe, "overrides": values}, needs)
+    def __init__(self, root: Path, seed: int, scale: Scale, base: str | None = None) -> None:
+        self.root, self.seed, self.scale = root, seed, scale
+        self.base: dict[str, Any] = {} if base is None else {"model.path": base}
+        self.plus = {"model.path": self.at("sft_plus/model")}
+        self.pictures = {"data.images": self.at("data")}
 
-    def evaluate(name: str, model: dict[str, str], needs: tuple[str, ...]) -> Step:
-        files = {f"benchmarks.pope_{s}": root / f"data/eval/pope_{s}.jsonl" for s in ("random", "popular", "adversarial")}
-        files |= {"benchmarks.mmhal": root / "data/eval/mmhal.json", "benchmarks.describe": root / "data/eval/describe.jsonl"}
-        where = {k: str(v) for k, v in files.items()} | {"images": str(root / "data"), "world": str(root / "data")}
-        return step(name, "eval", "world/eval", needs, **where, **model)
+    def at(self, name: str) -> str:
+        return str(self.root / name)
 
-    plus = {"model.path": str(root / "sft_plus/model")}
-    sft_data = str(root / "data/sft.jsonl")
-    steps = [
-        Step("data", make_data, at | {"sizes": sizes}),
-        step("sft_plus", "sft", "world/sft_plus", ("data",), batch_size=scale.batch,
-             **data | {"data.path": [sft_data, str(root / "data/human.jsonl")]}),
-        step("sft", "sft", "world/sft", ("data",), batch_size=scale.batch, **data | {"data.path": sft_data}),
-        evaluate("eval_sft", {"model.path": str(root / "sft/model")}, ("sft",)),
-        step("samples", "sample", "world/sample", ("sft_plus",), **plus, **data | {"data.path": str(root / "data/pairs.jsonl")}),
-        evaluate("eval_sft_plus", plus, ("sft_plus",)),
-        Step("labels", make_labels, at | {"heldout": scale.heldout, "test": scale.test}, ("samples",)),
-    ]  # fmt: skip
-    for arm in arms:
-        reward = arm.replace("ppo", "reward")
-        labels = {"data.path": str(root / "labels/train.jsonl"), "eval_data.path": str(root / "labels/heldout.jsonl"),
-                  "eval_data.images": str(root / "data")}  # fmt: skip
-        steps += [
-            step(reward, "reward", f"world/{reward}", ("labels",), **plus, **data, **labels),
-            Step(f"{reward}_report", report_reward, at | {"reward": reward}, (reward,)),
-            step(arm, "ppo", f"world/{arm}", (reward,), **plus, **data, reward_model=str(root / reward),
-                 steps=scale.ppo_steps, rollouts=scale.rollouts, minibatch=scale.rollouts // 2,
-                 **{"data.path": str(root / "data/prompts.jsonl")}),
-            evaluate(f"eval_{arm}", plus | {"model.adapter": str(root / arm / "policy")}, (arm,)),
-        ]  # fmt: skip
-    return steps
+    def stage(self, name: str, stage: str, recipe: str, need: str, overrides: Mapping[str, Any]) -> Step:
+        values = {"output": self.at(name), "seed": self.seed, **overrides}
+        arguments = {"stage": stage, "recipe": recipe, "overrides": values}
+        return Step(name, run_stage, arguments, (need,), self.root / name / "DONE")
+
+    def evaluate(self, model: Mapping[str, str], need: str) -> Step:
+        files = {f"pope_{split}": f"data/eval/pope_{split}.jsonl" for split in POPE_SPLITS}
+        files |= {"mmhal": "data/eval/mmhal.json", "describe": "data/eval/describe.jsonl"}
+        where = {f"benchmarks.{name}": self.at(file) for name, file in files.items()}
+        where |= {"images": self.at("data"), "world": self.at("data")}
+        return self.stage(f"eval_{need}", "eval", "world/eval", need, where | dict(model))
+
+    def start(self) -> list[Step]:
+        """From data to labelled pairs of responses."""
+        own, scale = {"root": str(self.root), "seed": self.seed}, self.scale
+        sizes = {
+            k: getattr(scale, k) for k in ("sft", "human", "pairs", "prompts", "describe", "pope_images")
+        }
+        machine, human = self.at("data/sft.jsonl"), self.at("data/human.jsonl")
+        learn = self.base | self.pictures | {"batch_size": scale.batch}
+        plus = learn | {"data.path": [machine, human]}
+        asked = self.plus | self.pictures | {"data.path": self.at("data/pairs.jsonl")}
+        held = {"heldout": scale.heldout, "test": scale.test}
+        return [
+            Step("data", make_data, own | {"sizes": sizes}, (), self.root / "data/DONE"),
+            self.stage("sft_plus", "sft", "world/sft_plus", "data", plus),
+            self.stage("sft", "sft", "world/sft", "data", learn | {"data.path": machine}),
+            self.evaluate({"model.path": self.at("sft/model")}, "sft"),
+            self.stage("samples", "sample", "world/sample", "sft_plus", asked),
+            self.evaluate(self.plus, "sft_plus"),
+            Step("labels", make_labels, own | held, ("samples",), self.root / "labels/DONE"),
+        ]
+
+    def arm(self, name: str) -> list[Step]:
+        """A reward model, its report, PPO against it, and the policy's evaluation."""
+        reward = name.replace("ppo", "reward")
+        own, rollouts = {"root": str(self.root), "seed": self.seed}, self.scale.rollouts
+        labels = self.plus | self.pictures | {
+            "data.path": self.at("labels/train.jsonl"),
+            "eval_data.path": self.at("labels/heldout.jsonl"),
+            "eval_data.images": self.at("data"),
+        }  # fmt: skip
+        prompts = self.plus | self.pictures | {
+            "data.path": self.at("data/prompts.jsonl"),
+            "reward_model": self.at(reward),
+            "steps": self.scale.ppo_steps,
+            "rollouts": rollouts,
+            "minibatch": rollouts // 2,
+        }  # fmt: skip
+        report = f"{reward}_report"
+        measured = self.root / report / "results.json"
+        return [
+            self.stage(reward, "reward", f"world/{reward}", "labels", labels),
+            Step(report, report_reward, own | {"reward": reward}, (reward,), measured),
+            self.stage(name, "ppo", f"world/{name}", reward, prompts),
+            self.evaluate(self.plus | {"model.adapter": self.at(f"{name}/policy")}, name),
+        ]
+
+
+def chain(
+    root: Path,
+    seed: int,
+    scale: Scale,
+    *,
+    arms: Sequence[str] = ("ppo", "ppo_fact"),
+    base: str | None = None,
+) -> list[Step]:
+    """The steps from data to evaluated models under ``root``, in the order in which they are best started.
+
+    ``base``: the checkpoint that both SFT runs start from, when it is not the one that the recipes name.
+    """
+    built = Chain(root, seed, scale, base)
+    return [*built.start(), *(step for arm in arms for step in built.arm(arm))]
+
+
+def scale_of(quick: bool, **settings: Any) -> tuple[Scale, dict[str, Any]]:
+    """The sizes of a quick or a full run, and what its output folder is claimed for."""
+    scale = QUICK if quick else Scale()
+    return scale, {**settings, **asdict(scale)}
 
 
 # --- what a worker runs ---
 
 
 def run_stage(stage: str, recipe: str, overrides: dict[str, Any]) -> None:
-    """One stage with a shipped recipe; continues an interrupted run directory."""
+    """One stage with a shipped recipe; goes on in a run directory that was left unfinished."""
     import importlib
     import json
 
     from align import config
 
     module, name = STAGES[stage]
-    output = Path(overrides["output"])
-    if (output / "DONE").exists():
-        return
-    values = [f"{k}={json.dumps(v)}" for k, v in overrides.items()]
-    if output.exists():
-        values.append("resume=true")
-    recipes = Path(__file__).parent / "recipes"
-    settings = config.resolve(getattr(config, name), recipes / f"{recipe}.yaml", values)
-    importlib.import_module(module).run(settings)
+    values = [f"{k}={json.dumps(v)}" for k, v in overrides.items()] + ["resume=true"]
+    file = Path(__file__).parent / "recipes" / f"{recipe}.yaml"
+    importlib.import_module(module).run(config.resolve(getattr(config, name), file, values))
 
 
 def make_data(root: str, seed: int, sizes: dict[str, int]) -> None:
+    """Draw the world of this seed into ``data/``."""
     from data.world.build import WorldRates, WorldSizes, build
 
-    if not (Path(root) / "data/DONE").exists():
-        build(Path(root) / "data", WorldSizes(**sizes), WorldRates(), seed=seed)
-        (Path(root) / "data/DONE").touch()
+    folder = Path(root) / "data"
+    build(folder, WorldSizes(**sizes), WorldRates(), seed=seed)
+    (folder / "DONE").touch()
 
 
 def make_labels(root: str, seed: int, heldout: int, test: int) -> None:
-    """Noisy choices to train on and to stop by; for the test pairs noisy and clean ones."""
+    """Noisy choices to train on and to stop by; for the test pairs noisy and clean ones.
+
+    Raises:
+        ChainError: too few sampled pairs differ for anything to be left to train on.
+    """
     from apps.world_commands import annotate
     from data.jsonl import read_records, write_records
     from data.schema import Preference
     from data.world.build import read_scenes
 
-    folder = Path(root) / "labels"
+    source, folder = Path(root) / "samples/samples.jsonl", Path(root) / "labels"
     scenes = read_scenes(Path(root) / "data")
-    pairs = [r for r in read_records(Path(root) / "samples/samples.jsonl", "preference") if isinstance(r, Preference)]
+    pairs = [record for record in read_records(source, "preference") if isinstance(record, Preference)]
     if len(pairs) < heldout + test + 2:
-        raise ValueError(f"{len(pairs)} sampled pairs differ; {heldout + test} are held out, so nothing is left to train on")
+        raise ChainError(
+            f"{source}: only {len(pairs)} prompts drew two different responses, and {heldout + test} are held "
+            "out, so nothing is left to train on; sample more prompts, or at a higher temperature"
+        )
     noisy = annotate(pairs, scenes, seed=seed)
-    write_records(folder / "test_clean.jsonl", annotate(pairs[heldout : heldout + test], scenes, seed=seed, clean=True))
+    tested = pairs[heldout : heldout + test]
+    write_records(folder / "test_clean.jsonl", annotate(tested, scenes, seed=seed, clean=True))
     write_records(folder / "test_noisy.jsonl", noisy[heldout : heldout + test])
     write_records(folder / "heldout.jsonl", noisy[:heldout])
     write_records(folder / "train.jsonl", noisy[heldout + test :])
+    (folder / "DONE").touch()
 
 
 def report_reward(root: str, seed: int, reward: str, images: str | None = None) -> None:
-    from apps.gates import measure, read_report
+    """Measure a reward model on the test pairs: ``apps.gates.measure``."""
+    from apps.gates import measure
 
-    if read_report(Path(root), reward) is None:
-        measure(Path(root), reward, seed, images)
-
-
-# --- the scheduler ---
-
-
-@dataclass
-class Progress:
-    """What a chain has done; handed to ``on_change`` whenever a step starts or ends, and now and then."""
-
-    steps: Sequence[Step]
-    running: set[str] = field(default_factory=set)
-    done: set[str] = field(default_factory=set)
-
-
-def _start_worker() -> None:
-    # before torch loads: two workers with one thread each, or they fight over the cores
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def run_steps(
-    steps: Sequence[Step],
-    *,
-    workers: int = 2,
-    on_change: Callable[[Progress], None] | None = None,
-    every: float = 5.0,
-) -> None:
-    """Run all steps, each after those that it needs, ``workers`` at a time.
-
-    ``on_change`` also runs every ``every`` seconds, so that a page can follow the curves. The first
-    failure stops the chain and is raised here.
-    """
-    state = Progress(steps)
-    waiting = list(steps)
-    futures: dict[Future[None], Step] = {}
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
-        while waiting or futures:
-            for step in [s for s in waiting if set(s.needs) <= state.done][: workers - len(futures)]:
-                waiting.remove(step)
-                futures[pool.submit(step.run, **step.arguments)] = step
-                state.running.add(step.name)
-            if on_change:
-                on_change(state)
-            ended, _ = wait(futures, timeout=every, return_when=FIRST_COMPLETED)
-            for future in ended:
-                step = futures.pop(future)
-                state.running.discard(step.name)
-                try:
-                    future.result()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-                state.done.add(step.name)
-    if on_change:
-        on_change(state)
+    measure(Path(root), reward, seed, images)

@@ -37,7 +37,9 @@ class Stage:
 
 STAGES = {
     "sft": Stage("align.sft", "SftSettings", "data.limit", "supervised fine-tuning on conversations"),
-    "sample": Stage("align.sample", "SampleSettings", "data.limit", "sample responses for annotators to compare"),
+    "sample": Stage(
+        "align.sample", "SampleSettings", "data.limit", "sample responses for annotators to compare"
+    ),
     "reward": Stage("align.reward", "RewardSettings", "data.limit", "train a reward model on preferences"),
     "ppo": Stage("align.ppo", "PpoSettings", "data.limit", "reinforcement learning against a reward model"),
     "eval": Stage("apps.evaluate", "EvalSettings", "limit", "run benchmarks and write a report"),

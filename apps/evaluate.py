@@ -2,82 +2,142 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from align.checkpoint import RunDir
 from align.config import EvalSettings, GenerateSettings
-from align.generate import Item, generate, grid_features
-from align.models.lmm import Lmm, is_llava
+from align.generate import Item, generate
+from align.models.lmm import Lmm, check_is_lmm
 from align.models.lmm import load as load_lmm
+from align.pictures import encode_pictures, open_pictures
 from align.render import Renderer
-from data.images import open_image
+from align.schedule import step_seed
 from data.jsonl import DataError, read_records, write_json
-from data.schema import Message, Prompt
+from data.schema import Message, Prompt, Response
 from data.world.annotators import rate
 from data.world.build import read_scenes
-from data.world.language import mentioned
+from data.world.language import mentioned, question_kind
 from data.world.scene import Scene
 from evals.judges import FunctionJudge, Judge, JudgeRequest, read_recorded
+from evals.metrics import interval_from
 from evals.mmhal import read_benchmark
 from evals.objects import ObjectBenchmark
 from evals.pope import PopeBenchmark, read_split
-from evals.runner import Benchmark, EvalItem, Generate
+from evals.report import Cell, Page, Table, write_report
+from evals.runner import Benchmark, EvalItem
 from evals.runner import run as run_benchmarks
 
 
 def run(settings: EvalSettings) -> Path:
-    """Write responses, verdicts and ``results.json`` under ``<output>``; answered items are not asked again."""
+    """Write responses, verdicts, ``results.json`` and ``report.html``; answered items are not asked again.
+
+    Raises:
+        DataError: a benchmark, its judge or its truth is missing or unreadable.
+        ModelError: the checkpoint is no multimodal model. CheckpointError: the output is another run's.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     scenes = read_scenes(Path(settings.world)) if settings.world else {}
-    greedy = benchmarks_of(settings, scenes)
-    sampled = [b for b in greedy if isinstance(b, ObjectBenchmark)]
+    benchmarks = benchmarks_of(settings, scenes)
+    check_is_lmm(settings.model.path)
     if settings.dry_run:
         return Path(settings.output)
     with RunDir.create(settings.output, settings, "eval") as run_dir:
-        lmm = load_lmm(settings.model)
-        renderer = Renderer(lmm.processor)
+        if run_dir.is_done:
+            return run_dir.path
         model = settings.model.adapter or settings.model.path
-        results: dict[str, Any] = {}
-        for temperature in dict.fromkeys([settings.generate.temperature, *settings.describe_temperatures]):
-            first = temperature == settings.generate.temperature
-            how = settings.generate.model_copy(update={"temperature": temperature})
-            found = run_benchmarks(
-                greedy if first else sampled,
-                answerer(lmm, renderer, how, settings.images, settings.seed),
-                run_dir.path / f"t{temperature:g}",
-                model=model,
-                settings={"generate": how.model_dump(), "seed": settings.seed},
-                chunk=how.batch_size * 4,
-            )
-            suffix = "" if first else f"@{temperature:g}"
-            results |= {name + suffix: figures for name, figures in found["benchmarks"].items()}
-        write_json(run_dir.path / "results.json", {"model": model, "benchmarks": results})
+        results = {"model": model, "benchmarks": measure(settings, benchmarks, run_dir.path, model)}
+        write_json(run_dir.path / "results.json", results)
+        write_report(run_dir.path / "report.html", page_of(results))
         run_dir.done()
     return run_dir.path
 
 
-def answerer(lmm: Lmm, renderer: Renderer, how: GenerateSettings, images: str | None, seed: int) -> Generate:
-    """A ``generate`` callable for the runner. Each picture of a call is opened and encoded once."""
+def measure(
+    settings: EvalSettings, benchmarks: Sequence[Benchmark], folder: Path, model: str
+) -> dict[str, Any]:
+    """Figures by benchmark; "describe@0.7" are the descriptions of a further temperature."""
+    lmm = load_lmm(settings.model)
+    renderer = Renderer(lmm.processor)
+    main = settings.generate.temperature
+    results: dict[str, Any] = {}
+    for temperature in dict.fromkeys([main, *settings.describe_temperatures]):
+        how = settings.generate.model_copy(update={"temperature": temperature})
+        asked = [b for b in benchmarks if temperature == main or isinstance(b, ObjectBenchmark)]
+        size = how.batch_size * 4
+        found = run_benchmarks(
+            asked,
+            Answerer(lmm, renderer, how, settings.images, settings.seed, asked, size),
+            folder / f"t{temperature:g}",
+            model=model,
+            settings={"generate": how.model_dump(), "seed": settings.seed},
+            chunk=size,
+        )
+        suffix = "" if temperature == main else f"@{temperature:g}"
+        results |= {name + suffix: figures for name, figures in found["benchmarks"].items()}
+    return results
 
-    def answer(items: list[EvalItem]) -> dict[str, str]:
-        names = list(dict.fromkeys(item.image.id for item in items))
-        by_id = {item.image.id: item.image for item in items}
-        pictures: Sequence[Any] = [open_image(by_id[name], images) for name in names]
-        if is_llava(lmm.model):
-            pictures = grid_features(lmm, renderer, pictures)
-        seen = dict(zip(names, pictures, strict=True))
-        asked: list[Item] = [([Message(role="user", content=i.question)], seen[i.image.id]) for i in items]
-        # a seed of its own for each call, so that a resumed run draws the same answers
-        draw = seed + zlib.crc32(items[0].id.encode())
-        answers = generate(lmm, renderer, asked, how, seed=draw)
-        return {i.id: a.text for i, a in zip(items, answers, strict=True) if not isinstance(a, list)}
 
-    return answer
+class Answerer:
+    """A ``generate`` callable for the runner.
+
+    A sampled answer depends on the batch in which it is drawn. So the benchmarks' items are cut into fixed
+    chunks, each with a seed of its own, and a chunk is always answered as a whole: a resumed run gives the
+    answers of an unbroken one, wherever it was cut. Each picture of a chunk is opened and encoded once.
+    """
+
+    def __init__(
+        self,
+        lmm: Lmm,
+        renderer: Renderer,
+        how: GenerateSettings,
+        images: str | None,
+        seed: int,
+        benchmarks: Sequence[Benchmark],
+        size: int,
+    ) -> None:
+        self.lmm, self.renderer, self.how, self.images, self.seed = lmm, renderer, how, images, seed
+        self._chunks: list[list[EvalItem]] = []
+        #: (id, question) -> its chunk
+        self._place: dict[tuple[str, str], int] = {}
+        for benchmark in benchmarks:
+            items = benchmark.items
+            for start in range(0, len(items), size):
+                chunk = items[start : start + size]
+                self._place |= {(item.id, item.question): len(self._chunks) for item in chunk}
+                self._chunks.append(chunk)
+        #: the chunk answered last
+        self._last: tuple[int, dict[str, str]] = (-1, {})
+
+    def __call__(self, items: list[EvalItem]) -> dict[str, str]:
+        answers = {}
+        for item in items:
+            place = self._place[item.id, item.question]
+            if place != self._last[0]:
+                self._last = place, self.answer(self._chunks[place])
+            answers[item.id] = self._last[1][item.id]
+        return answers
+
+    def answer(self, chunk: list[EvalItem]) -> dict[str, str]:
+        """Responses to one whole chunk by id."""
+        pictures = open_pictures([item.image for item in chunk], self.images)
+        encoded = encode_pictures(self.lmm, self.renderer, pictures)
+        asked: list[Item] = [
+            ([Message(role="user", content=item.question)], image) for item, image in zip(chunk, encoded)
+        ]
+        seed = step_seed(self.seed, "eval", chunk[0].id)
+        answers = generate(self.lmm, self.renderer, asked, self.how, seed=seed)
+        return {i.id: a.text for i, a in zip(chunk, answers, strict=True) if isinstance(a, Response)}
 
 
-def benchmarks_of(settings: EvalSettings, scenes: dict[str, Scene]) -> list[Benchmark]:
+# --- benchmarks ---
+
+
+def benchmarks_of(settings: EvalSettings, scenes: Mapping[str, Scene]) -> list[Benchmark]:
     """The benchmarks that the settings name. DataError where a judge or the truth is missing."""
     found: list[Benchmark] = []
     boot: dict[str, Any] = {"n_boot": settings.bootstrap, "seed": settings.seed}
@@ -91,27 +151,64 @@ def benchmarks_of(settings: EvalSettings, scenes: dict[str, Scene]) -> list[Benc
         if not scenes:
             mend = "set world=FOLDER (the built-in world), or leave describe out"
             raise DataError("the objects in the pictures are not known", key="benchmarks.describe", mend=mend)
-        prompts = [p for p in read_records(path, "prompt", limit=settings.limit) if isinstance(p, Prompt) and p.image]
-        items = tuple(EvalItem(p.id, p.image, p.question) for p in prompts if p.image)
-        truth = {i.image.id: scenes[i.image.id].objects for i in items}
+        items = describe_items(path, settings.limit)
+        truth = {i.image.id: scenes[i.image.id].objects for i in items if i.image.id in scenes}
         found.append(ObjectBenchmark(items, truth, mentioned, name="describe", **boot))
     return found
 
 
-def judge_of(settings: EvalSettings, scenes: dict[str, Scene]) -> Judge:
+def describe_items(path: str, limit: int | None) -> tuple[EvalItem, ...]:
+    """The prompts of a file as items. DataError for one without an image."""
+    items = []
+    for record in read_records(path, "prompt", limit=limit):
+        if not isinstance(record, Prompt) or record.image is None:
+            mend = "give it one, or take it out"
+            raise DataError(f"prompt {record.id!r} has no image", file=path, key="image", mend=mend)
+        items.append(EvalItem(record.id, record.image, record.question))
+    return tuple(items)
+
+
+def judge_of(settings: EvalSettings, scenes: Mapping[str, Scene]) -> Judge:
     """The world's oracle where the scenes are known, else recorded verdicts."""
     if scenes:
-        return FunctionJudge("world-oracle", lambda request: oracle(scenes[request.image], request))
+        return FunctionJudge("world-oracle", lambda request: oracle(scenes, request))
     if settings.verdicts:
         return read_recorded(settings.verdicts)
     mend = "set world=FOLDER, or verdicts=FILE with recorded ones"
     raise DataError("no judge for MMHal-style questions", key="benchmarks.mmhal", mend=mend)
 
 
-def oracle(scene: Scene, request: JudgeRequest) -> str:
-    """The oracle's verdict in a judge's words: its reason, then ``Rating: n``."""
-    from data.world.language import question_kind
-
+def oracle(scenes: Mapping[str, Scene], request: JudgeRequest) -> str:
+    """The oracle's verdict in a judge's words: its reason, ``Rating: n``. DataError: an unknown image."""
+    scene = scenes.get(request.image)
+    if scene is None:
+        mend = "set world=FOLDER to the folder that the questions came with"
+        raise DataError(f"the image {request.image!r} is not a scene of this world", key="world", mend=mend)
     kind, about = question_kind(request.question)
     rating, reason = rate(scene, kind, about, request.reference, request.response)
     return f"{reason}. Rating: {rating}"
+
+
+# --- the page ---
+
+
+def page_of(results: Mapping[str, Any]) -> Page:
+    """A table for each benchmark: every figure that has an interval."""
+    tables = []
+    for name, found in results["benchmarks"].items():
+        rows: list[list[Cell]] = [
+            [label, interval_from(figure), figure["n"]] for label, figure in intervals(found)
+        ]
+        tables.append(Table(name, ["figure", "value", "n"], rows))
+    return Page("Evaluation", tables, results["model"], footer="Intervals: 95 % bootstrap over images.")
+
+
+def intervals(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every figure with an interval inside nested results, with its path as a label."""
+    for key, value in found.items():
+        if isinstance(value, dict):
+            label = f"{prefix}{key}".replace("_", " ")
+            if {"value", "low", "high", "n"} <= value.keys():
+                yield label, value
+            else:
+                yield from intervals(value, f"{prefix}{key}, ")

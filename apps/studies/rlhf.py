@@ -2,61 +2,40 @@
 
 Everything is resumable: a finished step is never run again, and the page and the JSON are rewritten
 whenever a seed ends. Failures (a reward model under the gate, a policy that fell silent or left the
-reference by more than ``max_kl``) are counted and stay in the figures unless the protocol says otherwise.
+reference by more than ``max_kl``) are counted and stay in the figures; where there are some, further tables
+leave out the seeds that hold them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from apps.chain import QUICK, Progress, Scale, Step, chain, run_steps
-from apps.demo import MODELS, PUBLISHED
+from apps.chain import Scale, chain, claim, scale_of
+from apps.demo import MODELS, PUBLISHED, REWARDS, status_of
 from apps.gates import passes, read_report
+from apps.scheduler import Progress, Step, run_steps
+from apps.studies.figures import FIGURES, as_markdown, number, over_seeds, value
 from data.jsonl import read_json, write_json, write_text
+from data.schema import Image
 from data.world.build import read_scenes
 from data.world.language import mentioned
-from evals.metrics import Interval
 from evals.objects import ObjectBenchmark
 from evals.report import Bars, Page, Section, Status, Table, Text, write_report
 from evals.runner import EvalItem
 
-#: two-sided 95 % quantiles of Student's t, by degrees of freedom
-_T95 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-#: under this recall a policy counts as silent
+#: under this recall (descriptions, T = 0.7) a policy counts as silent
 SILENT = 0.1
-
-FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
-    "POPE F1": lambda b: b["pope"]["overall"]["official"]["f1"]["value"],
-    "POPE yes-rate": lambda b: float(np.mean([s["official"]["yes_ratio"]["value"] for s in b["pope"]["splits"].values()])),
-    "MMHal-style score": lambda b: b["mmhal"]["score"]["value"],
-    "halluc. rate, T=0.7": lambda b: b["describe@0.7"]["hallucination_rate"]["value"],
-    "CHAIR_i, T=0.7": lambda b: b["describe@0.7"]["chair_i"]["value"],
-    "recall, T=0.7": lambda b: b["describe@0.7"]["recall"]["value"],
-    "repeats, T=0.7": lambda b: b["describe@0.7"]["repeats"]["value"],
-    "words, T=0.7": lambda b: b["describe@0.7"]["words"]["value"],
-    "halluc. rate, greedy": lambda b: b["describe"]["hallucination_rate"]["value"],
-    "CHAIR_i, greedy": lambda b: b["describe"]["chair_i"]["value"],
-    "recall, greedy": lambda b: b["describe"]["recall"]["value"],
-}
-
-
-def over_seeds(values: Iterable[float]) -> Interval:
-    """Mean of one value a seed with Student's t interval (95 %); no interval from a single seed."""
-    x = np.asarray([v for v in values if math.isfinite(v)], float)
-    if not len(x):
-        return Interval(math.nan, math.nan, math.nan, 0)
-    half = _T95[len(x) - 1] * x.std(ddof=1) / math.sqrt(len(x)) if 1 < len(x) <= len(_T95) else math.nan
-    return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
+#: compared models, the first minus the second
+PAIRS = (("Fact-RLHF", "RLHF"), ("RLHF", "SFT+"), ("Fact-RLHF", "SFT+"))
+#: decoding's name in the tables -> its folder in an evaluation
+DECODING = {"T = 0.7": "t0.7", "greedy": "t0"}
 
 
 @dataclass(frozen=True)
@@ -64,11 +43,16 @@ class Seed:
     """What one finished seed says."""
 
     seed: int
+    #: model -> the benchmarks of its evaluation
     benchmarks: dict[str, dict[str, Any]]
+    #: reward model -> ``apps.gates.measure``
     rewards: dict[str, dict[str, Any]]
-    #: (a, b) -> decoding -> figures at matched recall, a minus b
+    #: "a − b" -> decoding's folder -> ``ObjectBenchmark.compare``
     matched: dict[str, dict[str, Any]]
     failures: list[str]
+
+
+# --- the work ---
 
 
 def steps_of(root: Path, seeds: Sequence[int], scale: Scale) -> list[Step]:
@@ -77,180 +61,231 @@ def steps_of(root: Path, seeds: Sequence[int], scale: Scale) -> list[Step]:
     for seed in seeds:
         folder = root / f"seed-{seed}"
         own = chain(folder, seed, scale)
-        own.append(Step("clean", drop_pictures, {"root": str(folder)}, tuple(s.name for s in own)))
-        done = (folder / "data/CLEAN").exists()
-        steps += [
-            replace(s, name=f"{seed}/{s.name}", needs=tuple(f"{seed}/{n}" for n in s.needs)) for s in own if not done
-        ]
+        evaluated = tuple(MODELS.values())
+        own.append(Step("compare", compare_all, {"root": str(folder)}, evaluated, folder / "compare.json"))
+        steps += of_seed(seed, [*own, clean_up(folder, own)])
     return steps
 
 
+def of_seed(seed: int, steps: Sequence[Step]) -> list[Step]:
+    """The same steps under names of their own, to stand in one graph with other seeds."""
+    return [
+        replace(step, name=f"{seed}/{step.name}", needs=tuple(f"{seed}/{need}" for need in step.needs))
+        for step in steps
+    ]
+
+
+def clean_up(folder: Path, after: Sequence[Step]) -> Step:
+    """The last step of a seed: see :func:`drop_pictures`."""
+    needs = tuple(step.name for step in after)
+    return Step("clean", drop_pictures, {"root": str(folder)}, needs, folder / "data/CLEAN")
+
+
 def drop_pictures(root: str) -> None:
-    """Delete a seed's pictures and models (results, metrics and adapters stay)."""
+    """Delete a seed's pictures and training checkpoints; results, metrics, scenes and models stay."""
     folder = Path(root)
-    shutil.rmtree(folder / "data/images", ignore_errors=True)
-    for heavy in folder.glob("*/checkpoints"):
-        shutil.rmtree(heavy, ignore_errors=True)
+    heavy = [*folder.glob("data/images"), *folder.glob("data/*/images")]
+    for path in [*heavy, *folder.glob("*/checkpoints"), *folder.glob("*/trainer")]:
+        shutil.rmtree(path)
     (folder / "data/CLEAN").touch()
 
 
-def read_seed(folder: Path, seed: int) -> Seed | None:
-    """A seed's figures, or None before all of its models are evaluated."""
-    paths = {name: folder / run / "results.json" for name, run in MODELS.items()}
-    rewards = {r: rep for r in ("reward", "reward_fact") if (rep := read_report(folder, r))}
-    if not all(p.exists() for p in paths.values()) or len(rewards) < 2:
-        return None
-    benchmarks = {name: read_json(p)["benchmarks"] for name, p in paths.items()}
-    pairs = (("Fact-RLHF", "RLHF"), ("RLHF", "SFT+"), ("Fact-RLHF", "SFT+"))
-    matched = {f"{a} − {b}": compare(folder, a, b) for a, b in pairs}
-    failures = [f"{name} reward model under the gate" for name, rep in rewards.items() if not passes(rep)]
-    for name, run in (("RLHF", "ppo"), ("Fact-RLHF", "ppo_fact")):
-        if benchmarks[name]["describe@0.7"]["recall"]["value"] < SILENT:
-            failures.append(f"{name} fell silent")
-        if (folder / run / "STOPPED").exists():
-            failures.append(f"{name} stopped at max_kl")
-    return Seed(seed, benchmarks, rewards, matched, failures)
+def compare_all(root: str) -> None:
+    """Write ``compare.json``: each of ``PAIRS`` compared on the descriptions, by decoding."""
+    folder = Path(root)
+    found = {f"{a} − {b}": compare(folder, a, b) for a, b in PAIRS}
+    write_json(folder / "compare.json", found)
 
 
 def compare(folder: Path, a: str, b: str) -> dict[str, Any]:
-    """a minus b on the descriptions, paired by picture: greedy and at T = 0.7, also at matched recall."""
-    cache = folder / "compare" / f"{MODELS[a]}-{MODELS[b]}.json"
-    if cache.exists():
-        return read_json(cache)
+    """Model ``a`` minus ``b``, paired by picture, also at matched recall; by decoding's folder.
+
+    Needs the two evaluations and the scenes, not the pictures.
+    """
     scenes = read_scenes(folder / "data")
     found = {}
-    for how in ("t0", "t0.7"):
-        said = {m: _descriptions(folder / MODELS[m] / how / "responses.jsonl") for m in (a, b)}
-        items = tuple(EvalItem(i, _image(i), "") for i in said[a])
-        truth = {i.image.id: scenes[i.image.id].objects for i in items}
-        found[how] = ObjectBenchmark(items, truth, mentioned).compare(said[a], said[b])
-    write_json(cache, found)
+    for how in DECODING.values():
+        rows = {m: _descriptions(folder / MODELS[m] / how / "responses.jsonl") for m in (a, b)}
+        images = {row["id"]: row["image"] for row in rows[a]}
+        items = tuple(EvalItem(i, Image(id=image, path=f"{image}.png"), "") for i, image in images.items())
+        truth = {image: scenes[image].objects for image in images.values()}
+        said = [{row["id"]: row["response"] for row in rows[m]} for m in (a, b)]
+        found[how] = ObjectBenchmark(items, truth, mentioned).compare(*said)
     return found
 
 
-def _image(item: str) -> Any:
-    from data.schema import Image
-
-    name = item.split("/")[-1]
-    return Image(id=name, path=f"images/{name}.png")
-
-
-def _descriptions(path: Path) -> dict[str, str]:
+def _descriptions(path: Path) -> list[dict[str, str]]:
     rows = (json.loads(line) for line in path.read_text("utf-8").splitlines())
-    return {r["id"]: r["response"] for r in rows if r["benchmark"] == "describe"}
+    return [row for row in rows if row["benchmark"] == "describe"]
+
+
+def read_seed(folder: Path, seed: int) -> Seed | None:
+    """A seed's figures, or None before all of its models are evaluated and compared."""
+    paths = {name: folder / run / "results.json" for name, run in MODELS.items()}
+    rewards = {name: report for name in REWARDS if (report := read_report(folder, name))}
+    compared = folder / "compare.json"
+    if not all(path.exists() for path in (*paths.values(), compared)) or len(rewards) < len(REWARDS):
+        return None
+    benchmarks = {name: read_json(path)["benchmarks"] for name, path in paths.items()}
+    failures = failures_of(folder, benchmarks, rewards)
+    return Seed(seed, benchmarks, rewards, read_json(compared), failures)
+
+
+def failures_of(
+    folder: Path, benchmarks: dict[str, dict[str, Any]], rewards: dict[str, dict[str, Any]]
+) -> list[str]:
+    """What the protocol counts as a failure in this seed."""
+    found = [
+        f"{REWARDS[n]} reward model under the gate" for n, report in rewards.items() if not passes(report)
+    ]
+    for name, run in (("RLHF", "ppo"), ("Fact-RLHF", "ppo_fact")):
+        if not FIGURES["recall, T=0.7"](benchmarks[name]) >= SILENT:
+            found.append(f"{name} fell silent")
+        stopped = read_json(folder / run / "result.json")["stopped"]
+        if stopped is not None:
+            found.append(f"{name} stopped at max_kl ({stopped})")
+    return found
 
 
 # --- the page ---
 
 
-def tables(seeds: Sequence[Seed]) -> list[Section]:
-    """The study's tables; every cell is a mean over seeds with its interval."""
+def tables(seeds: Sequence[Seed]) -> list[Table]:
+    """The study's tables; where seeds hold failures, the main ones once more without those."""
+    found = [model_table(seeds), difference_table(seeds), reward_table(seeds)]
+    sound = [seed for seed in seeds if not seed.failures]
+    if sound and len(sound) < len(seeds):
+        left = f" without the {len(seeds) - len(sound)} seeds that hold a failure"
+        for table in (model_table(sound), difference_table(sound)):
+            found.append(replace(table, title=table.title + left))
+    return found
+
+
+def model_table(seeds: Sequence[Seed]) -> Table:
+    """Every figure of the four models: a mean over seeds with its interval."""
     rows: list[list[Any]] = [
-        [name, *(over_seeds(f(s.benchmarks[name]) for s in seeds) for f in FIGURES.values())] for name in MODELS
+        [name, *(over_seeds(figure(s.benchmarks[name]) for s in seeds) for figure in FIGURES.values())]
+        for name in MODELS
     ]
-    rows += [[f"{n}, thesis 7B", f"{f1:.1f} %", *[None] * (len(FIGURES) - 1)] for n, (f1, _) in PUBLISHED.items()]
+    for name, (f1, score) in PUBLISHED.items():
+        known = {"POPE F1": f"{f1:.1f} %", "MMHal-style score": f"{score:.1f}"}
+        rows.append([f"{name}, thesis 7B", *(known.get(figure) for figure in FIGURES)])
+    note = (
+        f"{len(seeds)} seeds; means with Student's t intervals (95 %). The thesis's: Table 9.5, real images."
+    )
     muted = frozenset(range(len(MODELS), len(rows)))
-    main = Table("The four models", ["model", *FIGURES], rows, f"{len(seeds)} seeds, t intervals.", muted)
-    differences: list[list[Any]] = []
-    for pair in seeds[0].matched:
-        for how, word in (("t0.7", "T = 0.7"), ("t0", "greedy")):
-            found = [s.matched[pair][how] for s in seeds]
-            raw = [over_seeds(f["differences"][k]["value"] for f in found) for k in ("hallucination_rate", "chair_i", "recall")]
-            fair = [
-                over_seeds(_number(f["matched_recall"][k]["difference"]["value"]) for f in found)
-                for k in ("hallucination_rate", "chair_i")
-            ]
-            differences.append([pair, word, *raw, *fair])
-    columns = ["difference", "decoding", "halluc. rate", "CHAIR_i", "recall", "halluc. rate, matched recall", "CHAIR_i, matched recall"]
-    paired = Table("Paired differences (primary outcome: Fact-RLHF − RLHF, T = 0.7, at matched recall)", columns, differences)
-    return [main, paired, reward_table(seeds)]
+    return Table("The four models", ["model", *FIGURES], rows, note, muted)
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+def difference_table(seeds: Sequence[Seed]) -> Table:
+    """Paired differences on the descriptions, raw and at matched recall."""
+    raw, fair = ("hallucination_rate", "chair_i", "recall"), ("hallucination_rate", "chair_i")
+    rows: list[list[Any]] = []
+    for a, b in PAIRS:
+        for word, how in DECODING.items():
+            found = [seed.matched[f"{a} − {b}"][how] for seed in seeds]
+            cells = [over_seeds(value(f["differences"][figure]) for f in found) for figure in raw]
+            cells += [over_seeds(value(f["matched_recall"][k]["difference"]) for f in found) for k in fair]
+            rows.append([f"{a} − {b}", word, *cells])
+    columns = ["difference", "decoding", "halluc. rate", "CHAIR_i", "recall",
+               "halluc. rate, matched recall", "CHAIR_i, matched recall"]  # fmt: skip
+    note = "Primary outcome: Fact-RLHF − RLHF, T = 0.7, matched recall. Where 0 lies in it, nothing is shown."
+    return Table("Paired differences", columns, rows, note)
 
 
 def reward_table(seeds: Sequence[Seed]) -> Table:
+    """The reward models on choices that they were not trained on."""
     rows: list[list[Any]] = []
-    for name, word in (("reward", "plain"), ("reward_fact", "fact-augmented")):
-        reports = [s.rewards[name] for s in seeds]
-        cells = [over_seeds(r[kind]["accuracy"] for r in reports) for kind in ("noisy", "clean", "hallucination")]
-        more = [over_seeds(_number(r["hallucination"][k]) for r in reports) for k in ("equal_length_accuracy", "shorter_accuracy")]
-        length = over_seeds(_number(r["clean"]["length_correlation"]) for r in reports)
-        rows.append([word, *cells, *more, length, f"{sum(map(passes, reports))} of {len(reports)}"])
+    for name, word in REWARDS.items():
+        reports = [seed.rewards[name] for seed in seeds]
+        cells = [
+            over_seeds(number(report[kind][figure]) for report in reports)
+            for kind, figure in (
+                ("noisy", "accuracy"),
+                ("clean", "accuracy"),
+                ("hallucination", "accuracy"),
+                ("hallucination", "equal_length_accuracy"),
+                ("hallucination", "shorter_accuracy"),
+                ("clean", "length_correlation"),
+            )
+        ]
+        rows.append([word, *cells, f"{sum(map(passes, reports))} of {len(reports)}"])
     columns = ["reward model", "noisy", "clean", "pairs that differ in hallucination", "same, equal length",
                "'shorter wins'", "score ~ length", "pass the gate"]  # fmt: skip
     return Table("Reward models on held-out pairs", columns, rows)
 
 
-def build_page(title: str, seeds: Sequence[Seed], status: Status | None) -> Page:
-    sections: list[Section] = [Text("The protocol was written before the first run: apps/studies/PROTOCOL.md.")]
+def build_page(seeds: Sequence[Seed], status: Status) -> Page:
+    """The study's page for the seeds that are done."""
+    sections: list[Section] = [
+        Text("The protocol was written before the first run: apps/studies/PROTOCOL.md.")
+    ]
     if seeds:
         sections += tables(seeds)
-        groups = list(MODELS)
         bars = {
-            k: [over_seeds(FIGURES[k](s.benchmarks[m]) for s in seeds) for m in groups]
-            for k in ("halluc. rate, T=0.7", "halluc. rate, greedy", "recall, T=0.7")
+            figure: [over_seeds(FIGURES[figure](s.benchmarks[name]) for s in seeds) for name in MODELS]
+            for figure in ("halluc. rate, T=0.7", "halluc. rate, greedy", "recall, T=0.7")
         }
-        sections.append(Bars("Descriptions", groups, bars, "share"))
-        failures = [f"seed {s.seed}: {f}" for s in seeds for f in s.failures]
+        sections.append(Bars("Descriptions", list(MODELS), bars, "share"))
+        failures = [f"seed {seed.seed}: {failure}" for seed in seeds for failure in seed.failures]
         sections.append(Text("\n\n".join(failures) or "None.", title="Failures (counted, not removed)"))
-    return Page(title, sections, "the built-in world", status)
+    return Page("RLHF against Fact-RLHF over paired seeds", sections, "the built-in world", status)
 
 
-def as_markdown(table: Table) -> str:
-    """A table for the README: means with intervals."""
-
-    def cell(value: Any) -> str:
-        if isinstance(value, Interval):
-            return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]" if math.isfinite(value.low) else f"{value.value:.3f}"
-        return "" if value is None else str(value) if not isinstance(value, float) else f"{value:.3f}"
-
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
-    return "\n".join(lines + ["| " + " | ".join(map(cell, row)) + " |" for row in table.rows]) + "\n"
-
-
-def write_results(output: Path, seeds: Sequence[Seed], status: Status | None) -> None:
-    write_report(output / "report.html", build_page("RLHF against Fact-RLHF over paired seeds", seeds, status))
+def write_results(output: Path, seeds: Sequence[Seed], status: Status) -> None:
+    """``report.html``; with a finished seed also ``tables.md`` and ``results.json``."""
+    write_report(output / "report.html", build_page(seeds, status))
     if seeds:
-        found = tables(seeds)
-        text = "\n".join(f"**{t.title}**\n\n{as_markdown(t)}" for t in found if isinstance(t, Table))
-        write_text(output / "tables.md", text)
-        rows: list[Mapping[str, Any]] = [s.__dict__ for s in seeds]
-        write_json(output / "results.json", list(rows))
+        write_text(output / "tables.md", "\n".join(map(as_markdown, tables(seeds))))
+        write_json(output / "results.json", [asdict(seed) for seed in seeds])
+
+
+# --- the command ---
+
+
+def parse(prog: str, argv: Sequence[str] | None, output: str, seeds: int, first: int) -> argparse.Namespace:
+    """The options that the studies share; ``seeds`` becomes the list of seeds."""
+    parser = argparse.ArgumentParser(prog=prog)
+    parser.add_argument("--output", type=Path, default=Path(output), help="default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=seeds, help="how many; default: %(default)s")
+    parser.add_argument("--first", type=int, default=first, help="the first seed; default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="a miniature, to see that it runs")
+    args = parser.parse_args(argv)
+    if args.seeds < 1:
+        parser.error(f"--seeds {args.seeds}: at least one seed is needed")
+    args.seeds = list(range(args.first, args.first + args.seeds))
+    return args
+
+
+def follower(write: Callable[[Status], str]) -> Callable[[Progress], None]:
+    """Rewrites a study's page whenever steps have ended. ``write`` returns how far it is, as a word."""
+    start = time.monotonic()
+    seen: set[tuple[int, bool]] = set()
+
+    def follow(state: Progress) -> None:
+        now = len(state.done), state.ended
+        if now in seen:
+            return
+        seen.add(now)
+        minutes = (time.monotonic() - start) / 60
+        far = write(status_of(state, f"{minutes:.0f} minutes"))
+        print(f"{minutes:5.1f} min  {len(state.done)} of {len(state.steps)} steps, {far}", flush=True)
+
+    return follow
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="align study rlhf", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/study-rlhf"))
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--first", type=int, default=100, help="the first seed; no seed of the calibration is used")
-    parser.add_argument("--quick", action="store_true", help="a miniature, to see that it runs")
-    args = parser.parse_args(argv)
-    seeds = list(range(args.first, args.first + args.seeds))
-    steps = steps_of(args.output, seeds, QUICK if args.quick else Scale())
-    start = time.monotonic()
-    seen: set[int] = set()
+    """Run or continue the study; returns the exit status."""
+    args = parse("align study rlhf", argv, "runs/study-rlhf", seeds=8, first=100)
+    scale, wanted = scale_of(args.quick, study="rlhf")
+    claim(args.output, "study.json", wanted)
 
-    def follow(state: Progress) -> None:
-        ready = [s for seed in seeds if (s := read_seed(args.output / f"seed-{seed}", seed))] if _changed(state, seen) else None
-        if ready is None:
-            return
-        left = len(state.done) < len(state.steps)
-        status = Status(f"{len(ready)} of {len(seeds)} seeds", left, len(ready), len(seeds), f"{(time.monotonic() - start) / 60:.0f} minutes")
+    def write(status: Status) -> str:
+        read = (read_seed(args.output / f"seed-{seed}", seed) for seed in args.seeds)
+        ready = [seed for seed in read if seed is not None]
         write_results(args.output, ready, status)
-        print(f"{(time.monotonic() - start) / 60:5.1f} min  {len(ready)} of {len(seeds)} seeds", flush=True)
+        return f"{len(ready)} of {len(args.seeds)} seeds"
 
-    run_steps(steps, on_change=follow, every=15.0)
-    ready = [s for seed in seeds if (s := read_seed(args.output / f"seed-{seed}", seed))]
-    write_results(args.output, ready, None)
+    run_steps(steps_of(args.output, args.seeds, scale), on_change=follower(write), every=15.0)
     print((args.output / "tables.md").read_text("utf-8"))
     return 0
-
-
-def _changed(state: Progress, seen: set[int]) -> bool:
-    """Whether more evaluations have ended since the last look."""
-    ended = sum("eval" in name or "report" in name for name in state.done)
-    fresh = ended not in seen
-    seen.add(ended)
-    return fresh

@@ -7,39 +7,55 @@ levels, so that the levels differ in nothing else. Protocol: PROTOCOL.md, second
 
 from __future__ import annotations
 
-import argparse
-import time
+import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from apps.chain import QUICK, Progress, Scale, Step, chain, run_steps
+from apps.chain import Scale, chain, claim, scale_of
 from apps.gates import read_report
-from apps.studies.rlhf import FIGURES, as_markdown, drop_pictures, over_seeds
+from apps.scheduler import Step, run_steps
+from apps.studies.figures import FIGURES, as_markdown, number, over_seeds
+from apps.studies.rlhf import clean_up, follower, of_seed, parse
 from data.jsonl import read_json, write_json, write_text
 from evals.report import Curves, Page, Section, Status, Table, Text, write_report
 
 #: radius of the blur in pixels of the 96-pixel picture; an object is 20 to 30 pixels wide
 LEVELS = (0.0, 1.0, 2.0, 4.0)
 ARMS = {"RLHF": "ppo", "Fact-RLHF": "ppo_fact"}
+#: figures of a policy in the tables
+SHOWN = (
+    "halluc. rate, T=0.7",
+    "CHAIR_i, T=0.7",
+    "recall, T=0.7",
+    "repeats, T=0.7",
+    "words, T=0.7",
+    "POPE F1",
+)
+
+
+# --- the work ---
 
 
 def blur_pictures(root: str, radius: float) -> None:
-    """``data/blur-<radius>/images``: the pictures that the reward models see at this level."""
-    from PIL import Image
+    """``data/blur-<radius>/images``: the pictures that the reward models see at this level.
 
+    Those are the pictures of the sampled pairs and of PPO's prompts.
+    """
+    from data.images import open_image
+    from data.jsonl import read_records
+    from data.schema import Prompt
     from data.world.draw import blur
 
-    source = Path(root) / "data/images"
-    target = Path(root) / f"data/blur-{radius:g}/images"
-    if (target.parent / "DONE").exists():
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.glob("*.png")):
-        if path.name.startswith(("w", "W")):
-            blur(Image.open(path), radius).save(target / path.name, compress_level=1)
-    (target.parent / "DONE").touch()
+    data = Path(root) / "data"
+    target = data / f"blur-{radius:g}"
+    for split in ("pairs", "prompts"):
+        for record in read_records(data / f"{split}.jsonl", "prompt"):
+            if isinstance(record, Prompt) and record.image and record.image.path:
+                path = target / record.image.path
+                path.parent.mkdir(parents=True, exist_ok=True)
+                blur(open_image(record.image, data), radius).save(path, compress_level=1)
+    (target / "DONE").touch()
 
 
 def steps_of(root: Path, seeds: Sequence[int], levels: Sequence[float], scale: Scale) -> list[Step]:
@@ -47,116 +63,142 @@ def steps_of(root: Path, seeds: Sequence[int], levels: Sequence[float], scale: S
     steps: list[Step] = []
     for seed in seeds:
         folder = root / f"seed-{seed}"
-        if (folder / "data/CLEAN").exists():
-            continue
-        own = [s for s in chain(folder, seed, scale) if not s.name.startswith(("eval_sft", "sft"))
-               or s.name in ("sft_plus", "eval_sft_plus")]  # fmt: skip
-        shared = [s for s in own if "reward" not in s.name and "ppo" not in s.name]
-        arms = [s for s in own if s not in shared]
+        whole = [s for s in chain(folder, seed, scale) if s.name not in ("sft", "eval_sft")]
+        own = [s for s in whole if not is_weakened(s.name)]
         for radius in levels:
-            shared.append(Step(f"blur-{radius:g}", blur_pictures, {"root": str(folder), "radius": radius}, ("data",)))
-            shared += [at_level(s, folder, radius) for s in arms]
-        shared.append(Step("clean", drop_pictures, {"root": str(folder)}, tuple(s.name for s in shared)))
-        steps += [replace(s, name=f"{seed}/{s.name}", needs=tuple(f"{seed}/{n}" for n in s.needs)) for s in shared]
+            marker = folder / f"data/blur-{radius:g}/DONE"
+            arguments = {"root": str(folder), "radius": radius}
+            own.append(Step(f"blur-{radius:g}", blur_pictures, arguments, ("data",), marker))
+            own += [at_level(s, folder, radius) for s in whole if is_weakened(s.name)]
+        steps += of_seed(seed, [*own, clean_up(folder, own)])
     return steps
+
+
+def is_weakened(name: str) -> bool:
+    """Whether a step depends on what the reward models see."""
+    return "reward" in name or "ppo" in name
+
+
+def level_name(name: str, radius: float) -> str:
+    """The run of a step at one level: its own where the step depends on it, the shared one else."""
+    return f"blur-{radius:g}-{name}" if is_weakened(name) else name
 
 
 def at_level(step: Step, folder: Path, radius: float) -> Step:
     """The same step with its own run directory and, for what the reward models see, the blurred pictures."""
-    prefix, images = f"blur-{radius:g}-", str(folder / f"data/blur-{radius:g}")
-
-    def moved(name: str) -> str:
-        return prefix + name if "reward" in name or "ppo" in name else name
-
-    needs = (*(moved(n) for n in step.needs), f"blur-{radius:g}")
+    name, images = level_name(step.name, radius), str(folder / f"data/blur-{radius:g}")
+    needs = (*(level_name(need, radius) for need in step.needs), f"blur-{radius:g}")
     arguments = dict(step.arguments)
     if "overrides" in arguments:
-        values: dict[str, Any] = dict(arguments["overrides"])
-        values["output"] = str(folder / moved(step.name))
-        if arguments["stage"] == "reward":
+        stage, values = arguments["stage"], dict(arguments["overrides"])
+        values["output"] = str(folder / name)
+        if stage == "reward":
             values |= {"data.images": images, "eval_data.images": images}
-        if arguments["stage"] == "ppo":
-            values |= {"reward_model": str(folder / moved(Path(values["reward_model"]).name)), "reward_images": images}
-        if arguments["stage"] == "eval":
-            values["model.adapter"] = str(folder / moved(Path(values["model.adapter"]).parent.name) / "policy")
+        elif stage == "ppo":
+            reward = level_name(Path(values["reward_model"]).name, radius)
+            values |= {"reward_model": str(folder / reward), "reward_images": images}
+        elif stage == "eval":
+            policy = level_name(Path(values["model.adapter"]).parent.name, radius)
+            values["model.adapter"] = str(folder / policy / "policy")
         arguments["overrides"] = values
     else:
-        arguments |= {"reward": moved(arguments["reward"]), "images": images}
-    return Step(moved(step.name), step.run, arguments, needs)
+        arguments |= {"reward": level_name(arguments["reward"], radius), "images": images}
+    marker = step.marker and folder / name / step.marker.name
+    return Step(name, step.run, arguments, needs, marker)
+
+
+# --- the page ---
 
 
 def read_levels(root: Path, seeds: Sequence[int], levels: Sequence[float]) -> list[dict[str, Any]]:
-    """One row for each (seed, level, arm) that has been evaluated."""
-    rows = []
+    """One row for each (seed, level, arm) that has been evaluated, and for each seed's SFT+ (no level)."""
+    rows: list[dict[str, Any]] = []
+
+    def add(folder: Path, run: str, **more: Any) -> None:
+        path = folder / run / "results.json"
+        if path.exists():
+            benchmarks = read_json(path)["benchmarks"]
+            rows.append(more | {name: figure(benchmarks) for name, figure in FIGURES.items()})
+
     for seed in seeds:
         folder = root / f"seed-{seed}"
+        add(folder, "eval_sft_plus", seed=seed, blur=None, arm="SFT+", reward=None)
         for radius in levels:
             for label, arm in ARMS.items():
-                path = folder / f"blur-{radius:g}-eval_{arm}" / "results.json"
-                report = read_report(folder, f"blur-{radius:g}-{arm.replace('ppo', 'reward')}")
-                if path.exists() and report:
-                    figures = {k: f(read_json(path)["benchmarks"]) for k, f in FIGURES.items()}
-                    rows.append({"seed": seed, "blur": radius, "arm": label, "reward": report, **figures})
+                report = read_report(folder, level_name(arm.replace("ppo", "reward"), radius))
+                if report:
+                    run = level_name(f"eval_{arm}", radius)
+                    add(folder, run, seed=seed, blur=radius, arm=label, reward=report)
     return rows
 
 
+def policies(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["blur"] is not None]
+
+
 def sections_of(rows: Sequence[dict[str, Any]], levels: Sequence[float]) -> list[Section]:
-    keys = ("halluc. rate, T=0.7", "CHAIR_i, T=0.7", "recall, T=0.7", "repeats, T=0.7", "words, T=0.7", "POPE F1")
-    cells: list[list[Any]] = []
+    """A chart over the levels, the figures by level and arm, and the paired differences of the arms."""
+
+    def at(arm: str, radius: float | None) -> dict[int, dict[str, Any]]:
+        return {row["seed"]: row for row in rows if row["arm"] == arm and row["blur"] == radius}
+
+    def mean(found: dict[int, dict[str, Any]], figure: str) -> Any:
+        return over_seeds(row[figure] for row in found.values())
+
+    start = at("SFT+", None)
+    cells: list[list[Any]] = [["SFT+, where all start", None, *(mean(start, figure) for figure in SHOWN)]]
     differences: list[list[Any]] = []
     for radius in levels:
-        arms = {arm: {r["seed"]: r for r in rows if r["blur"] == radius and r["arm"] == arm} for arm in ARMS}
-        for arm, found in arms.items():
-            accuracy = over_seeds(r["reward"]["hallucination"]["accuracy"] for r in found.values())
-            cells.append([f"blur {radius:g}, {arm}", accuracy, *(over_seeds(r[k] for r in found.values()) for k in keys)])
-        both = sorted(set(arms["RLHF"]) & set(arms["Fact-RLHF"]))
-        differences.append([f"blur {radius:g}", len(both), *(
-            over_seeds(arms["Fact-RLHF"][s][k] - arms["RLHF"][s][k] for s in both) for k in keys)])  # fmt: skip
-    lines = {
-        arm: [(radius, over_seeds(r[keys[0]] for r in rows if r["arm"] == arm and r["blur"] == radius).value) for radius in levels]
-        for arm in ARMS
-    }
+        for arm in ARMS:
+            found = at(arm, radius)
+            right = (number(row["reward"]["hallucination"]["accuracy"]) for row in found.values())
+            cells.append([f"blur {radius:g}, {arm}", over_seeds(right), *(mean(found, f) for f in SHOWN)])
+        facts, plain = at("Fact-RLHF", radius), at("RLHF", radius)
+        both = sorted(facts.keys() & plain.keys())
+        paired = [over_seeds(facts[seed][f] - plain[seed][f] for seed in both) for f in SHOWN]
+        differences.append([f"blur {radius:g}", len(both), *paired])
+    lines = {arm: [(radius, mean(at(arm, radius), SHOWN[0]).value) for radius in levels] for arm in ARMS}
+    accuracy = "RM accuracy, hallucination pairs"
     return [
-        Curves("False objects against the reward models' blur", lines, "blur radius, pixels", keys[0]),
-        Table("Policies by the reward models' vision", ["level", "RM accuracy, hallucination pairs", *keys], cells),
-        Table("Fact-RLHF − RLHF, paired by seed", ["level", "seeds", *keys], differences),
+        Curves("False objects against the reward models' blur", lines, "blur radius, pixels", SHOWN[0]),
+        Table("Policies by the reward models' vision", ["level", accuracy, *SHOWN], cells),
+        Table("Fact-RLHF − RLHF, paired by seed", ["level", "seeds", *SHOWN], differences),
     ]
 
 
-def write_results(output: Path, rows: Sequence[dict[str, Any]], levels: Sequence[float], status: Status | None) -> None:
-    intro = Text("Both reward models see blurred pictures, the policy sharp ones. Protocol: apps/studies/PROTOCOL.md.")
+def write_results(
+    output: Path, rows: Sequence[dict[str, Any]], levels: Sequence[float], status: Status
+) -> None:
+    """``report.html``, ``tables.md`` and ``results.json`` of what has been evaluated so far."""
+    intro = (
+        "Both reward models see blurred pictures, the policy sharp ones. Protocol: apps/studies/PROTOCOL.md."
+    )
     sections = sections_of(rows, levels) if rows else []
-    write_report(output / "report.html", Page("When facts matter", [intro, *sections], "the built-in world", status))
-    tables = [s for s in sections if isinstance(s, Table)]
-    write_text(output / "tables.md", "\n".join(f"**{t.title}**\n\n{as_markdown(t)}" for t in tables))
-    write_json(output / "results.json", list(rows))
+    page = Page("When facts matter", [Text(intro), *sections], "the built-in world", status)
+    write_report(output / "report.html", page)
+    tables = [section for section in sections if isinstance(section, Table)]
+    write_text(output / "tables.md", "\n".join(map(as_markdown, tables)))
+    write_json(output / "results.json", [{k: _writable(v) for k, v in row.items()} for row in rows])
+
+
+def _writable(found: Any) -> Any:
+    """None in NaN's place, which JSON does not know."""
+    return None if isinstance(found, float) and math.isnan(found) else found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="align study vision", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/study-vision"))
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--first", type=int, default=200)
-    parser.add_argument("--quick", action="store_true", help="a miniature, to see that it runs")
-    args = parser.parse_args(argv)
-    seeds = list(range(args.first, args.first + args.seeds))
+    """Run or continue the study; returns the exit status."""
+    args = parse("align study vision", argv, "runs/study-vision", seeds=2, first=200)
+    scale, wanted = scale_of(args.quick, study="vision")
+    claim(args.output, "study.json", wanted)
     levels = LEVELS[:2] if args.quick else LEVELS
-    start = time.monotonic()
-    shown = -1
 
-    def follow(state: Progress) -> None:
-        nonlocal shown
-        rows = read_levels(args.output, seeds, levels)
-        if len(rows) == shown:
-            return
-        shown = len(rows)
-        total = len(seeds) * len(levels) * len(ARMS)
-        minutes = (time.monotonic() - start) / 60
-        write_results(args.output, rows, levels, Status(f"{shown} of {total} policies", True, shown, total, f"{minutes:.0f} minutes"))
-        print(f"{minutes:5.1f} min  {shown} of {total} policies", flush=True)
+    def write(status: Status) -> str:
+        rows = read_levels(args.output, args.seeds, levels)
+        write_results(args.output, rows, levels, status)
+        return f"{len(policies(rows))} of {len(args.seeds) * len(levels) * len(ARMS)} policies"
 
-    run_steps(steps_of(args.output, seeds, levels, QUICK if args.quick else Scale()), on_change=follow, every=15.0)
-    write_results(args.output, read_levels(args.output, seeds, levels), levels, None)
+    steps = steps_of(args.output, args.seeds, levels, scale)
+    run_steps(steps, on_change=follower(write), every=15.0)
     print((args.output / "tables.md").read_text("utf-8"))
     return 0
-

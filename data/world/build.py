@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.jsonl import DataError, read_rows, write_json, write_records, write_text
+from data.processes import end_with_parent
 from data.schema import Example, Facts, Image, Message, Prompt
 from data.world import language as lang
 from data.world.draw import SIDE, draw_scene
@@ -211,7 +212,7 @@ def draw_all(scenes: list[Scene], folder: Path, workers: int) -> None:
         for job in jobs:
             _draw_one(job)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         for _ in pool.map(_draw_one, jobs, chunksize=128):
             pass
 

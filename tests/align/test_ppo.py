@@ -414,6 +414,7 @@ def test_diagnoses():
         check_finite(2, {"loss/policy_avg": 0.0, "val/grad_norm": float("inf")}, 0.1, 0.2)
 
 
-def test_dry_run_computes_nothing(world: Path, tmp_path: Path):
-    run(settings(world, tmp_path / "run", dry_run=True, model={"path": "/nowhere"}))
+def test_dry_run_computes_nothing(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("align.ppo.Ppo", lambda *_: pytest.fail("a dry run loaded weights"))
+    run(settings(world, tmp_path / "run", dry_run=True))
     assert not (tmp_path / "run").exists()

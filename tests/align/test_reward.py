@@ -260,8 +260,9 @@ def test_head_starts_along_two_words(world: Path):
         RewardModel.start(info, LoraSettings(r=4), ("Yes", "Yes"))
 
 
-def test_dry_run_computes_nothing(world: Path, tmp_path: Path):
-    run(settings(world, tmp_path / "run", dry_run=True, model={"path": "/nowhere"}))
+def test_dry_run_computes_nothing(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("align.reward.RewardModel.start", lambda *_: pytest.fail("a dry run loaded weights"))
+    run(settings(world, tmp_path / "run", dry_run=True))
     assert not (tmp_path / "run").exists()
 
 

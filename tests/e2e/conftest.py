@@ -137,10 +137,13 @@ def recipes(photos: Path) -> dict[str, Path]:
         "data": _data(photos, "prompts.json", "llava_rlhf_prompts")
         | {"captions": str(photos / "captions.json")}
     }
+    sample = common | {"generate": {"max_new_tokens": 8, "temperature": 1.0}}
+    sample |= {"data": _data(photos, "prompts.json", "llava_rlhf_prompts")}
     eval_ = common | {"benchmarks": {"pope_random": str(photos / "pope_random.jsonl")}, "bootstrap": 100}
     eval_ |= {"images": str(photos / "images"), "generate": {"max_new_tokens": 4, "temperature": 0.0}}
     found = {}
-    for name, values in {"sft": sft, "reward": reward, "ppo": ppo, "eval": eval_}.items():
+    stages = {"sft": sft, "sample": sample, "reward": reward, "ppo": ppo, "eval": eval_}
+    for name, values in stages.items():
         found[name] = photos / f"{name}.yaml"
         found[name].write_text(yaml.safe_dump(values))
     return found
