@@ -89,7 +89,9 @@ def annotate(
             rule = f"{pair.id!r} has {len(pair.responses)} responses, and a labeler compares two"
             raise DataError(rule, key="responses", mend="sample two a prompt (responses=2)")
         rng = random.Random(f"labeler/{seed}/{pair.id}")
-        choices = labeler.choose(scenes[pair.image.id], [r.text for r in pair.responses], rng)
+        choices = labeler.choose(
+            scenes[pair.image.id], [r.text for r in pair.responses], rng, pair.messages[-1].content
+        )
         name = "world-clean" if clean else "world"
         done.append(pair.model_copy(update={"choices": choices, "annotator": name}))
     return done

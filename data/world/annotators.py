@@ -27,18 +27,20 @@ class Labeler:
     """
 
     notice: float = 0.75
-    flip: float = 0.12
+    flip: float = 0.10
     repeat_cost: float = 0.5
     false_cost: float = 1.0
 
-    def choose(self, scene: Scene, responses: list[str], rng: random.Random) -> dict[str, int | None]:
-        """The choices for two responses: index per question, None for a tie.
+    def choose(
+        self, scene: Scene, responses: list[str], rng: random.Random, question: str = ""
+    ) -> dict[str, int | None]:
+        """The choices for two responses to ``question``: index per question asked, None for a tie.
 
         A response that names no true object at all, or under half as many as the other, does not
         answer the question; being silent is not being honest, so the pair goes to the second
         question, where naming what is there counts.
         """
-        a, b = (self._read(scene, text, rng) for text in responses)
+        a, b = (self._read(scene, question, text, rng) for text in responses)
         hallucination: int | None = None
         floor = min(a.true, b.true) >= 1 and 2 * min(a.true, b.true) >= max(a.true, b.true)
         if a.false != b.false and floor:
@@ -53,7 +55,10 @@ class Labeler:
     def _slip(self, choice: int, rng: random.Random) -> int:
         return 1 - choice if rng.random() < self.flip else choice
 
-    def _read(self, scene: Scene, text: str, rng: random.Random) -> _Reading:
+    def _read(self, scene: Scene, question: str, text: str, rng: random.Random) -> _Reading:
+        right = short_answer(scene, question, text)
+        if right is not None:
+            return _Reading(int(right), int(not right and rng.random() < self.notice), 0)
         names = mentioned(text)
         claimed = set(names)
         false = sum(rng.random() < self.notice for n in sorted(claimed) if n not in scene.objects)
@@ -70,6 +75,22 @@ class _Reading:
 
 #: a labeler who sees everything and never slips: the clean labels
 CLEAN = Labeler(notice=1.0, flip=0.0)
+
+
+_IS_THERE = re.compile(r"Is there an? (\w+) in the image\?")
+_OPTION = re.compile(r"\b([A-D])\. (\w+)")
+
+
+def short_answer(scene: Scene, question: str, text: str) -> bool | None:
+    """Whether a yes/no or a letter answers the question rightly; None for other questions and answers."""
+    if asked := _IS_THERE.match(question):
+        said = re.match(r"\W*(yes|no)\b", text.lower())
+        return None if said is None else (said.group(1) == "yes") == (asked.group(1) in scene.objects)
+    options = dict(_OPTION.findall(question))
+    letter = re.match(r"\W*([A-D])\b", text)
+    if len(options) == 4 and letter:
+        return options[letter.group(1)] in scene.objects
+    return None
 
 
 def false_objects(scene: Scene, text: str) -> list[str]:

@@ -8,8 +8,8 @@ import pytest
 
 from data.schema import HALLUCINATION, HELPFULNESS
 from data.world import language as lang
-from data.world.annotators import CLEAN, Labeler, false_objects, rate
-from data.world.scene import COLOURS, Group, Scene, sample_scene
+from data.world.annotators import CLEAN, Labeler, false_objects, rate, short_answer
+from data.world.scene import COLOURS, OBJECTS, Group, Scene, sample_scene
 
 SCENE = Scene(
     "s", "rest", "bedroom",
@@ -192,3 +192,21 @@ def test_every_true_answer_is_rated_six() -> None:
             turn = make(scene, rng)
             kind, about = lang.question_kind(turn.question)
             assert rate(scene, kind, about, turn.answer, turn.answer)[0] == 6, turn
+
+
+@pytest.mark.parametrize("text", ["Yes", "No"])
+def test_yes_no_and_letters_are_judged_by_the_scene(text: str) -> None:
+    scene = sample_scene(1, 1)
+    here, absent = scene.objects[0], next(n for n in OBJECTS if n not in scene.objects)
+    other = {"Yes": "No", "No": "Yes"}[text]
+    rng = random.Random(0)
+    for name, right in ((here, "Yes"), (absent, "No")):
+        question = lang.yes_no(name, True).question
+        assert short_answer(scene, question, text) == (text == right)
+        choices = CLEAN.choose(scene, [text, other], rng, question)
+        assert choices[HELPFULNESS] == (0 if text == right else 1)
+    options = f"A. {absent} B. {here} C. {absent} D. {absent}"
+    letters = f"Which of these is in the image? {options} Answer with the letter."
+    assert short_answer(scene, letters, "B") is True
+    assert short_answer(scene, letters, "A") is False
+    assert short_answer(scene, "Describe this image in detail.", "Yes") is None
