@@ -223,8 +223,8 @@ def make_labels(root: str, seed: int, heldout: int, test: int) -> None:
     pairs = [record for record in read_records(source, "preference") if isinstance(record, Preference)]
     if len(pairs) < heldout + test + 2:
         raise ChainError(
-            f"{source}: only {len(pairs)} prompts drew two different responses, and {heldout + test} are held "
-            "out, so nothing is left to train on; sample more prompts, or at a higher temperature"
+            f"{source}: only {len(pairs)} prompts drew two different responses, and {heldout + test} are "
+            "held out, so nothing is left to train on; sample more prompts, or at a higher temperature"
         )
     noisy = annotate(pairs, scenes, seed=seed)
     tested = pairs[heldout : heldout + test]
