@@ -68,7 +68,7 @@ def policy_card(settings: PpoSettings, steps: int, stopped: str | None) -> str:
 
 
 def _base(model: ModelSettings) -> str:
-    merged = f" with the adapter `{model.adapter}` merged into it" if model.adapter else ""
+    merged = f" with {', '.join(f'`{a}`' for a in model.adapters)} merged into it" if model.adapters else ""
     return f"`{model.path}`{merged}"
 
 

@@ -36,14 +36,19 @@ class LoraSettings(Settings):
 class ModelSettings(Settings):
     #: a directory or a Hub id of an image-text-to-text checkpoint; "world-base" is the one shipped here
     path: str
-    #: a PEFT adapter to merge into the base at load time
-    adapter: str | None = None
+    #: PEFT adapters to merge into the base at load time, in order: [SFT adapter, policy]
+    adapter: str | list[str] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     #: weight bits of the frozen base: 8 or 4 (bitsandbytes NF4); None keeps ``dtype``
     bits: Literal[4, 8] | None = None
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     trust_remote_code: bool = False
     device: str = "auto"
+
+    @property
+    def adapters(self) -> list[str]:
+        """The adapters to merge, in order."""
+        return [self.adapter] if isinstance(self.adapter, str) else list(self.adapter or [])
 
     @field_validator("path")
     @classmethod

@@ -97,7 +97,7 @@ def same_base(a: ModelSettings, b: ModelSettings) -> bool:
     """Whether both name the same weights: one path and one merged adapter, at any precision."""
 
     def weights(m: ModelSettings) -> tuple[Path | str | None, ...]:
-        return tuple(Path(p).resolve() if p and Path(p).exists() else p for p in (m.path, m.adapter))
+        return tuple(Path(p).resolve() if p and Path(p).exists() else p for p in (m.path, *m.adapters))
 
     return weights(a) == weights(b)
 

@@ -49,7 +49,7 @@ def run(settings: EvalSettings) -> Path:
     with RunDir.create(settings.output, settings, "eval") as run_dir:
         if run_dir.is_done:
             return run_dir.path
-        model = settings.model.adapter or settings.model.path
+        model = (settings.model.adapters or [settings.model.path])[-1]
         results = {"model": model, "benchmarks": measure(settings, benchmarks, run_dir.path, model)}
         write_json(run_dir.path / "results.json", results)
         write_report(run_dir.path / "report.html", page_of(results))

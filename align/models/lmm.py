@@ -150,10 +150,10 @@ def load(settings: ModelSettings, *, trainable: bool = False) -> Lmm:
         keep_unpacked(model)
     else:
         model = model.to(device)
-    if settings.adapter:
+    for adapter in settings.adapters:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, settings.adapter).merge_and_unload()
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     processor = AutoProcessor.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
     if not settings.bits:
         model.requires_grad_(trainable)

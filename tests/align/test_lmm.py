@@ -384,3 +384,19 @@ def test_checkpoints_that_are_none_are_named(tiny_llava: Path, tmp_path: Path) -
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"model\.adapter"):
         check_is_lmm(str(adapter))
+
+
+def test_adapters_merge_in_order(lmm: Lmm, pictures: list[PILImage.Image], tmp_path: Path) -> None:
+    """A policy on an SFT adapter: the base with the first merged, then the second, as they were trained."""
+    batch = _batch(lmm, pictures)
+    model = lmm.model
+    for name in ("sft", "policy"):
+        wrapped = add_adapters(model, LORA, [name])
+        _noisy(wrapped)
+        wrapped.save_pretrained(tmp_path)
+        model = wrapped.merge_and_unload()
+    adapters = [str(tmp_path / name) for name in ("sft", "policy")]
+    both = load(ModelSettings(path=str(lmm.path), adapter=adapters))
+    assert torch.allclose(hidden_states(both.model, batch), hidden_states(model, batch), atol=1e-5)
+    one = load(ModelSettings(path=str(lmm.path), adapter=adapters[1]))
+    assert not torch.allclose(hidden_states(one.model, batch), hidden_states(model, batch), atol=1e-2)
