@@ -1,0 +1,272 @@
+"""``align eval`` end to end: a tiny LLaVA answers a small world; interrupted runs; judges and truth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.config import EvalSettings
+from align.models.tiny import build_tiny_llava
+from apps import evaluate
+from data.jsonl import DataError, read_json, read_rows, write_records
+from data.schema import Image, Prompt, Verdict
+from data.world.build import read_scenes
+from evals.judges import JudgeRequest
+from evals.objects import ObjectBenchmark
+from evals.parse import rating_official
+from evals.report import Table
+
+SPLITS = ("random", "popular", "adversarial")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_llava(tmp_path_factory.mktemp("base") / "model", seed=2)
+
+
+def settings(model: Path, data: Path, output: Path, **changes: Any) -> EvalSettings:
+    files = {f"pope_{split}": str(data / f"eval/pope_{split}.jsonl") for split in SPLITS}
+    files |= {"mmhal": str(data / "eval/mmhal.json"), "describe": str(data / "eval/describe.jsonl")}
+    values = {
+        "output": str(output),
+        "model": {"path": str(model), "device": "cpu"},
+        "benchmarks": files,
+        "images": str(data),
+        "pope_prefix": "images",
+        "world": str(data),
+        "describe_temperatures": [0.7],
+        # chunks of 8 items
+        "generate": {"max_new_tokens": 5, "temperature": 0.0, "batch_size": 2},
+        "bootstrap": 100,
+        "report_to": [],
+    }
+    return EvalSettings.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module")
+def evaluated(base: Path, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return evaluate.run(settings(base, world, tmp_path_factory.mktemp("eval") / "run"))
+
+
+def files(run: Path) -> dict[str, bytes]:
+    """All that a run measured, without what tells one start from another."""
+    kept = [path for path in run.rglob("*.json*") if path.name != "meta.json"]
+    return {str(path.relative_to(run)): path.read_bytes() for path in kept}
+
+
+def responses(run: Path, how: str) -> dict[str, str]:
+    rows = [json.loads(line) for line in (run / how / "responses.jsonl").read_text().splitlines()]
+    return {row["benchmark"] + " " + row["id"]: row["response"] for row in rows}
+
+
+# --- what it writes ---
+
+
+def test_every_benchmark_is_answered_and_scored(evaluated: Path, base: Path) -> None:
+    found = read_json(evaluated / "results.json")
+    assert found["model"] == str(base)
+    assert list(found["benchmarks"]) == ["pope", "mmhal", "describe", "describe@0.7"]
+    greedy, sampled = responses(evaluated, "t0"), responses(evaluated, "t0.7")
+    assert len(greedy) == 3 * 12 + 12 + 12 and len(sampled) == 12
+    assert {name: found["benchmarks"][name]["n"] for name in ("mmhal", "describe")} == {
+        "mmhal": 12,
+        "describe": 12,
+    }
+    assert [found["benchmarks"]["pope"]["splits"][split]["n"] for split in SPLITS] == [12] * 3
+    assert (evaluated / "DONE").exists()
+
+
+def test_figures_are_those_of_the_recorded_responses(evaluated: Path, base: Path, world: Path) -> None:
+    """Scored again from the file of responses alone, each benchmark gives the same figures."""
+    found = read_json(evaluated / "results.json")["benchmarks"]
+    scenes = read_scenes(world)
+    for benchmark in evaluate.benchmarks_of(settings(base, world, evaluated), scenes):
+        for how, suffix in (("t0", ""), ("t0.7", "@0.7")):
+            said = responses(evaluated, how)
+            own = {item.id: said.get(f"{benchmark.name} {item.id}") for item in benchmark.items}
+            if suffix and not isinstance(benchmark, ObjectBenchmark):
+                assert set(own.values()) == {None}
+                continue
+            scored = benchmark.score({name: text for name, text in own.items() if text is not None})
+            assert json.loads(json.dumps(scored.result)) == found[benchmark.name + suffix]
+
+
+def test_the_page_holds_every_interval(evaluated: Path) -> None:
+    found = read_json(evaluated / "results.json")
+    tables = evaluate.page_of(found).sections
+    assert [table.title for table in tables] == list(found["benchmarks"])
+    pope = tables[0]
+    assert isinstance(pope, Table)
+    row = next(row for row in pope.rows if row[0] == "splits, random, official, accuracy")
+    accuracy = found["benchmarks"]["pope"]["splits"]["random"]["official"]["accuracy"]
+    assert (row[1].value, row[1].low, row[2]) == (accuracy["value"], accuracy["low"], 12)
+    assert "splits, random, official, accuracy" in (evaluated / "report.html").read_text()
+
+
+# --- interrupted and repeated ---
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kill_at", [2, 9], ids=["greedy", "sampled"])
+def test_a_killed_run_goes_on_and_ends_the_same(
+    base: Path,
+    world: Path,
+    evaluated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kill_at: int,
+) -> None:
+    """Killed ahead of its ``kill_at``-th chunk; chunks 9 and 10 are the sampled descriptions."""
+    real = evaluate.Answerer.answer
+    asked: list[int] = []
+
+    def answer(self: evaluate.Answerer, chunk: list[Any]) -> dict[str, str]:
+        asked.append(len(chunk))
+        if len(asked) == kill_at:
+            raise Killed
+        return real(self, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.Answerer, "answer", answer)
+        with pytest.raises(Killed):
+            evaluate.run(settings(base, world, tmp_path / "run"))
+    assert not (tmp_path / "run/results.json").exists()
+    assert asked == ([8, 8] if kill_at == 2 else [8, 8, 8, 8, 4, 8, 4, 8, 4])[:kill_at]
+    asked.clear()
+    kill_at = 99
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.Answerer, "answer", answer)
+        evaluate.run(settings(base, world, tmp_path / "run", resume=True))
+    assert files(tmp_path / "run") == files(evaluated)
+
+
+def test_a_chunk_cut_in_the_middle_is_drawn_again_as_a_whole(
+    base: Path, world: Path, evaluated: Path, tmp_path: Path
+) -> None:
+    """Three answers reached the disk ahead of a kill; the others must be as if nothing had happened."""
+    evaluate.run(settings(base, world, tmp_path / "run"))
+    run = tmp_path / "run"
+    for name in ("DONE", "results.json", "t0.7/results.json"):
+        (run / name).unlink()
+    journal = run / "t0.7/responses.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]) + '{"benchm')
+    evaluate.run(settings(base, world, run, resume=True))
+    assert responses(run, "t0.7") == responses(evaluated, "t0.7")
+    assert (run / "results.json").read_bytes() == (evaluated / "results.json").read_bytes()
+
+
+def test_sampled_answers_follow_the_seed(base: Path, world: Path, evaluated: Path, tmp_path: Path) -> None:
+    only = {"describe": str(world / "eval/describe.jsonl")}
+    same = evaluate.run(settings(base, world, tmp_path / "same", benchmarks=only))
+    other = evaluate.run(settings(base, world, tmp_path / "other", benchmarks=only, seed=1))
+    assert responses(same, "t0.7") == responses(evaluated, "t0.7")
+    assert responses(other, "t0.7") != responses(evaluated, "t0.7")
+    greedy = {name: text for name, text in responses(evaluated, "t0").items() if name.startswith("describe")}
+    assert responses(other, "t0") == greedy
+
+
+def test_a_finished_run_is_left_alone(
+    base: Path, world: Path, evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(evaluated)
+    monkeypatch.setattr(evaluate, "load_lmm", lambda *_: pytest.fail("weights were loaded"))
+    assert evaluate.run(settings(base, world, evaluated, resume=True)) == evaluated
+    assert files(evaluated) == before
+
+
+def test_a_dry_run_checks_and_writes_nothing(
+    base: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "load_lmm", lambda *_: pytest.fail("weights were loaded"))
+    evaluate.run(settings(base, world, tmp_path / "run", dry_run=True))
+    assert not (tmp_path / "run").exists()
+    gone = {"describe": str(tmp_path / "gone.jsonl")}
+    with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
+        evaluate.run(settings(base, world, tmp_path / "run", dry_run=True, benchmarks=gone))
+
+
+# --- truth and judges ---
+
+
+def test_descriptions_need_a_known_picture(base: Path, world: Path, tmp_path: Path) -> None:
+    def describe(path: Path, **changes: Any) -> EvalSettings:
+        return settings(base, world, tmp_path / "run", benchmarks={"describe": str(path)}, **changes)
+
+    with pytest.raises(DataError, match=r"benchmarks.describe: the objects .* not known; set world"):
+        evaluate.run(describe(world / "eval/describe.jsonl", world=None))
+    write_records(tmp_path / "bare.jsonl", [Prompt(id="bare", question="What is there?")])
+    with pytest.raises(DataError, match=r"bare\.jsonl: image: prompt 'bare' has no image"):
+        evaluate.run(describe(tmp_path / "bare.jsonl"))
+    far = Prompt(id="far", question="What is there?", image=Image(id="w9-000001", path="x.png"))
+    write_records(tmp_path / "far.jsonl", [far])
+    with pytest.raises(DataError, match=r"describe: no objects are known for 1 images \(first 'w9-000001'\)"):
+        evaluate.run(describe(tmp_path / "far.jsonl"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_open_questions_need_a_judge(base: Path, world: Path, tmp_path: Path) -> None:
+    only = {"mmhal": str(world / "eval/mmhal.json")}
+    with pytest.raises(DataError, match=r"benchmarks\.mmhal: no judge .* set world=FOLDER, or verdicts=FILE"):
+        evaluate.run(settings(base, world, tmp_path / "run", benchmarks=only, world=None))
+
+
+def test_recorded_verdicts_judge_without_a_world(
+    base: Path, world: Path, evaluated: Path, tmp_path: Path
+) -> None:
+    said = {
+        name.split()[1]: text for name, text in responses(evaluated, "t0").items() if name.startswith("mmhal")
+    }
+    questions = [row for _, row in read_rows(world / "eval/mmhal.json") if isinstance(row, dict)]
+    verdicts = [
+        Verdict(
+            id=str(i),
+            image=row["image_id"],
+            question=row["question"],
+            response=said[str(i)],
+            label="none",
+            score=4,
+            reason="Rating: 4",
+            judge="people",
+        )
+        for i, row in enumerate(questions)
+    ]
+    write_records(tmp_path / "verdicts.jsonl", verdicts)
+    only = {"mmhal": str(world / "eval/mmhal.json")}
+    run = evaluate.run(
+        settings(base, world, tmp_path / "run", benchmarks=only, world=None,
+                 describe_temperatures=[], verdicts=str(tmp_path / "verdicts.jsonl"))
+    )  # fmt: skip
+    found = read_json(run / "results.json")["benchmarks"]["mmhal"]
+    assert (found["score"]["value"], found["hallucination_rate"]["value"]) == (4, 0)
+
+
+@pytest.fixture
+def request_for(world: Path) -> Callable[..., JudgeRequest]:
+    scene = next(iter(read_scenes(world).values()))
+
+    def make(response: str, **changes: Any) -> JudgeRequest:
+        values = {
+            "id": "0", "image": scene.id, "question": f"What color is the {scene.objects[0]}?",
+            "response": response, "reference": "", "objects": (), "prompt": "",
+        }  # fmt: skip
+        return JudgeRequest(**values | changes)
+
+    return make
+
+
+def test_the_oracle_speaks_as_a_judge(world: Path, request_for: Callable[..., JudgeRequest]) -> None:
+    scenes = read_scenes(world)
+    scene = next(iter(scenes.values()))
+    group = scene.groups[0]
+    right = evaluate.oracle(scenes, request_for(f"It is {group.colour}."))
+    wrong = evaluate.oracle(scenes, request_for("It is purple and black."))
+    assert (rating_official(right), rating_official(wrong)) == (6, 1)
+    with pytest.raises(DataError, match="the image 'x' is not a scene of this world"):
+        evaluate.oracle(scenes, request_for("", image="x"))
