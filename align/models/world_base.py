@@ -7,6 +7,7 @@ reading. It has seen no conversation, no preference and no visual yes/no questio
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -37,7 +38,10 @@ VOCABULARY = 720
 @dataclass(frozen=True)
 class BaseRun:
     clip: ClipRun = field(default_factory=ClipRun)
-    steps: int = 2400
+    #: first text alone, in short lessons (batches of ``glances``); then pictures and all lessons
+    first_steps: int = 1500
+    glances: int = 12
+    steps: int = 1500
     captions: int = 8
     texts: int = 16
     #: weight of every word of the lessons beside their answers
@@ -108,28 +112,55 @@ def train_language(
     model.model.vision_tower.requires_grad_(False)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=run.lr, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, run.lr, total_steps=run.steps, pct_start=0.05)
     model.train()
-    for step in range(run.steps):
-        rows = [rng.randrange(len(scenes)) for _ in range(run.captions)]
-        shown = [reading.captioning(scenes[i], rng) for i in rows]
-        seen = renderer.train_batch(shown, [Pil.fromarray(pixels[i]) for i in rows])
-        lessons = [lesson(sample_scene(run.seed + 2, rng.randrange(10**6)), rng) for _ in range(run.texts)]
-        read = renderer.train_batch(lessons, None)
-        answers = answers_only(read.pop("labels"))
-        every_word = read["input_ids"].masked_fill(read["attention_mask"] == 0, -100)
-        caption_loss = model(**seen).loss
-        logits = model(**read).logits
-        reading_loss = next_token_loss(logits, answers)
+    for step in range(run.first_steps + run.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = run.lr * rate(step, run)
+        first = step < run.first_steps
+        lessons = [
+            reading.glance(unseen(rng, run), rng) if first else lesson(unseen(rng, run), rng)
+            for _ in range(run.glances if first else run.texts)
+        ]
+        loss, figures = reading_loss(model, renderer, lessons, run.words)
+        if not first:
+            rows = [rng.randrange(len(scenes)) for _ in range(run.captions)]
+            shown = [reading.captioning(scenes[i], rng) for i in rows]
+            seen = renderer.train_batch(shown, [Pil.fromarray(pixels[i]) for i in rows])
+            caption_loss = model(**seen).loss
+            loss = loss + caption_loss
+            figures["caption"] = caption_loss.item()
         optimizer.zero_grad(set_to_none=True)
-        (caption_loss + reading_loss + run.words * next_token_loss(logits, every_word)).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        schedule.step()
-        if step % 100 == 99 or step + 1 == run.steps:
-            figures = {"step": step + 1.0, "caption": caption_loss.item(), "reading": reading_loss.item()}
-            report(figures | reading_accuracy(model, renderer))
+        if step % 100 == 99 or step + 1 == run.first_steps + run.steps:
+            report({"step": step + 1.0} | figures | reading_accuracy(model, renderer))
     model.eval()
+
+
+def rate(step: int, run: BaseRun) -> float:
+    """Share of the peak learning rate: 30 steps up, level while the first lessons last, then a half cosine."""
+    if step < 30:
+        return (step + 1) / 30
+    done = max(0, step - run.first_steps) / max(1, run.steps)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def unseen(rng: random.Random, run: BaseRun) -> Scene:
+    """A random scene of the stream that lessons are written about."""
+    return sample_scene(run.seed + 2, rng.randrange(10**6))
+
+
+def reading_loss(
+    model: Any, renderer: Renderer, lessons: list[Example], words: float
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Loss of the lessons' answers plus ``words`` times that of every word of their text."""
+    batch = renderer.train_batch(lessons, None)
+    answers = answers_only(batch.pop("labels"))
+    every_word = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    logits = model(**batch).logits
+    answer_loss = next_token_loss(logits, answers)
+    return answer_loss + words * next_token_loss(logits, every_word), {"reading": answer_loss.item()}
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -143,10 +174,10 @@ def lesson(scene: Scene, rng: random.Random) -> Example:
 
 @torch.no_grad()
 def reading_accuracy(model: Any, renderer: Renderer, n: int = 128) -> dict[str, float]:
-    """Share of right first answer tokens on held-out lessons, for each of the two kinds."""
+    """Share of right first answer tokens on held-out lessons, for each of the three kinds."""
     rng = random.Random(7)
     figures = {}
-    for kind, make in (("questions", reading.questions), ("verify", reading.verify)):
+    for kind, make in (("glance", reading.glance), ("questions", reading.questions), ("verify", reading.verify)):
         batch = renderer.train_batch([make(sample_scene(77, i), rng) for i in range(n)], None)
         labels = answers_only(batch["labels"])
         best = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1].argmax(-1)

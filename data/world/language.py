@@ -78,7 +78,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
     if style == 1:
         return f"A picture of {listing([phrase(g.name, None, g.count) for g in seen])}."
     if style == 2:
-        return f"{_there(seen)} {listing([located(g) for g in seen])}."
+        return f"{there(seen)} {listing([located(g) for g in seen])}."
     return f"This {scene.environment} has {listing([phrase(g.name, g.colour, g.count) for g in seen])}."
 
 
@@ -93,15 +93,16 @@ def describe(scene: Scene, rng: random.Random, groups: list[Group] | None = None
     parts = listing([located(g) for g in groups])
     style = rng.randrange(3)
     if style == 0:
-        text = f"This is {article(scene.environment)}. {_there(groups)} {parts}."
+        text = f"This is {article(scene.environment)}. {there(groups)} {parts}."
     elif style == 1:
         text = f"The image shows {article(scene.environment)} with {parts}."
     else:
-        text = f"{PLACES[scene.environment]} {_there(groups).lower()} {parts}.".capitalize()
+        text = f"{PLACES[scene.environment]} {there(groups).lower()} {parts}.".capitalize()
     return f"{text} A board says {scene.text[1]}." if scene.text else text
 
 
-def _there(groups: list[Group]) -> str:
+def there(groups: list[Group]) -> str:
+    """``There is`` or ``There are``, by the first of the things that follow."""
     return "There is" if groups[0].count == 1 else "There are"
 
 
@@ -205,7 +206,7 @@ def choice(scene: Scene, rng: random.Random) -> tuple[Turn, list[str]]:
     rng.shuffle(options)
     text = " ".join(f"{LETTERS[i]}. {name}" for i, name in enumerate(options))
     rationales = [
-        f"{_there([right])} {located(right)}.",
+        f"{there([right])} {located(right)}.",
         f"{phrase(right.name, right.colour, right.count)} can be seen.".capitalize(),
         f"The image shows {phrase(right.name, None, right.count)}.",
     ]

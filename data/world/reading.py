@@ -28,31 +28,56 @@ def _some_captions(scene: Scene, rng: random.Random) -> list[str]:
 
 
 def questions(scene: Scene, rng: random.Random) -> Example:
-    """Captions as facts, then questions that they answer, each about another object.
+    """One to five captions as facts, then yes/no about each thing told and not, or one choice."""
+    facts = _some_captions(scene, rng)
+    told = [n for n in scene.objects if n in lang.mentioned(" ".join(facts))]
+    turns = _yes_no_about(scene, told, rng)
+    if rng.random() < 0.25:
+        groups = tuple(g for g in scene.groups if g.name in told)
+        turns = [lang.choice(Scene(scene.id, scene.theme, scene.environment, groups, 0), rng)[0]]
+    return _asked(f"read/{scene.id}", facts, turns)
+
+
+def glance(scene: Scene, rng: random.Random) -> Example:
+    """The first lesson: one to three plain sentences, then yes/no about each thing told and as many not told.
+
+    Short, so that a model sees many questions a second; looking up is learned here or not at all.
+    """
+    told: dict[str, Group] = {}
+    facts = []
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        groups = [g for g in scene.groups if rng.random() < 0.7] or [rng.choice(scene.groups)]
+        rng.shuffle(groups)
+        facts.append(f"{lang.there(groups)} {lang.listing([lang.located(g) for g in groups])}.")
+        told |= {g.name: g for g in groups}
+    return _asked(f"glance/{scene.id}", facts, _yes_no_about(scene, list(told), rng))
+
+
+def _yes_no_about(scene: Scene, told: list[str], rng: random.Random) -> list[lang.Turn]:
+    """One question about each object told and about as many that are not there, shuffled.
 
     Never twice about one: a name that an earlier question brought up would look like a fact, and a
     model that is just learning to look up finds no signal in that (measured: yes/no stayed at chance).
     """
-    facts = _some_captions(scene, rng)
-    told = [n for n in scene.objects if n in lang.mentioned(" ".join(facts))]
     gone: list[str] = []
     while len(gone) < max(1, len(told) + rng.choice((-1, 0, 1))):
         name = lang.absent(scene, rng, rng.choice(("tempting", "random")))
         if name not in gone:
             gone.append(name)
-    asked = [lang.yes_no(n, True) for n in told] + [lang.yes_no(n, False) for n in gone]
-    rng.shuffle(asked)
-    if rng.random() < 0.25:
-        groups = tuple(g for g in scene.groups if g.name in told)
-        asked = [lang.choice(Scene(scene.id, scene.theme, scene.environment, groups, 0), rng)[0]]
+    turns = [lang.yes_no(n, True) for n in told] + [lang.yes_no(n, False) for n in gone]
+    rng.shuffle(turns)
+    return turns
+
+
+def _asked(name: str, facts: list[str], turns: list[lang.Turn]) -> Example:
     messages: list[Message] = []
-    for i, turn in enumerate(asked):
+    for i, turn in enumerate(turns):
         lead = facts_lines(facts) + "\n" if i == 0 else ""
         messages += [
             Message(role="user", content=lead + turn.question),
             Message(role="assistant", content=turn.answer),
         ]
-    return Example(id=f"read/{scene.id}", messages=messages, source="world-reading")
+    return Example(id=name, messages=messages, source="world-reading")
 
 
 def corrupt(scene: Scene, rng: random.Random) -> list[Group]:
