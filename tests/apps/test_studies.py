@@ -1,4 +1,4 @@
-"""The studies: means over seeds, a seed's comparison and failures, tables of hand-made results, the command."""
+"""The studies: means over seeds, comparisons and failures of a seed, hand-made tables, the command."""
 
 from __future__ import annotations
 
