@@ -39,11 +39,11 @@ VOCABULARY = 720
 class BaseRun:
     clip: ClipRun = field(default_factory=ClipRun)
     #: first text alone, in short lessons (batches of ``glances``); then pictures and all lessons
-    first_steps: int = 1500
+    first_steps: int = 1300
     glances: int = 12
-    steps: int = 1500
-    captions: int = 8
-    texts: int = 16
+    steps: int = 2000
+    captions: int = 20
+    texts: int = 10
     #: weight of every word of the lessons beside their answers
     words: float = 0.1
     lr: float = 1.0e-3
@@ -139,10 +139,11 @@ def train_language(
 
 
 def rate(step: int, run: BaseRun) -> float:
-    """Share of the peak learning rate: 30 steps up, level while the first lessons last, then a half cosine."""
+    """Share of the peak learning rate: 30 steps up, level until a third of the second phase, then a half cosine."""
     if step < 30:
         return (step + 1) / 30
-    done = max(0, step - run.first_steps) / max(1, run.steps)
+    level = run.first_steps + run.steps // 3
+    done = max(0, step - level) / max(1, run.first_steps + run.steps - level)
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -198,7 +199,9 @@ def _train_or_read_tower(
     if path.exists():
         load_model(clip.vision, path)
         return read_json(path.with_suffix(".json"))
+    start = time.monotonic()
     found = train(clip, run.clip, report)
+    found["minutes"] = round((time.monotonic() - start) / 60, 1)
     save_model(clip.vision, str(path))
     write_json(path.with_suffix(".json"), found)
     return found
@@ -206,12 +209,12 @@ def _train_or_read_tower(
 
 def build_base(output: Path, run: BaseRun, report: Callable[[dict[str, float]], None]) -> dict[str, Any]:
     """Make the base and write it with its card (``card.json``); returns the card."""
-    start = time.monotonic()
     torch.manual_seed(run.seed)
     tokenizer = tokenizer_for_world()
     tower = OpenClipVisionModel(OpenClipVisionConfig(dict(VISION), embed_dim=128))
     clip = Clip(tower, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], VOCABULARY)
     vision = _train_or_read_tower(clip, run, output, report)
+    language = time.monotonic()
     text_config = language_model(VOCABULARY, tokenizer)
     model, processor = build_llava(tower, text_config, tokenizer, image_size=96, feature_layer=-1)
     train_language(model, processor, run, report)
@@ -224,7 +227,7 @@ def build_base(output: Path, run: BaseRun, report: Callable[[dict[str, float]], 
         "reading": figures,
         "run": asdict(run),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "minutes": round((time.monotonic() - start) / 60, 1),
+        "language_minutes": round((time.monotonic() - language) / 60, 1),
         "torch": torch.__version__,
     }
     write_json(output / "card.json", card)

@@ -26,7 +26,11 @@ def main(argv: list[str] | None = None) -> int:
         shown = "  ".join(f"{k} {v:.3f}" for k, v in figures.items())
         print(f"{time.monotonic() - start:6.0f} s  {shown}", flush=True)
 
-    run = BaseRun(clip=ClipRun(images=400, epochs=1), first_steps=2, steps=3, scenes=200) if args.quick else BaseRun()
+    run = (
+        BaseRun(clip=ClipRun(images=400, epochs=1), first_steps=2, steps=3, scenes=200)
+        if args.quick
+        else BaseRun()
+    )
     print(build_base(args.output, run, report))
     return 0
 
