@@ -97,7 +97,7 @@ def follower(output: Path, page: Path) -> Callable[[Progress], None]:
         if not shown:
             # what an earlier run of the demo finished
             shown.update((name, word) for name, word in now.items() if word == "done")
-        for name, word in sorted(now.items()):
+        for name, word in sorted(now.items(), key=lambda item: item[::-1]):
             if shown.get(name) != word:
                 shown[name] = word
                 print(f"{seconds:5.0f} s  {word:5}  {LABELS.get(name, name.replace('_', ' '))}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,31 @@ from align.models.lmm import load as load_lmm
 from align.pictures import encode_pictures, open_pictures
 from align.render import Renderer
 from align.schedule import step_seed
+from data.formats.mmhal import write as write_mmhal
 from data.jsonl import DataError, read_records, write_json
 from data.schema import Message, Prompt, Response
 from data.world.annotators import rate
 from data.world.build import read_scenes
 from data.world.language import mentioned, question_kind
 from data.world.scene import Scene
+from evals.journal import Journal
 from evals.judges import FunctionJudge, Judge, JudgeRequest, read_recorded
 from evals.metrics import interval_from
-from evals.mmhal import read_benchmark
+from evals.mmhal import MmhalBenchmark, read_benchmark
 from evals.objects import ObjectBenchmark
 from evals.pope import PopeBenchmark, read_split
 from evals.report import Cell, Page, Table, write_report
 from evals.runner import Benchmark, EvalItem
 from evals.runner import run as run_benchmarks
 
+log = logging.getLogger(__name__)
+
 
 def run(settings: EvalSettings) -> Path:
     """Write responses, verdicts, ``results.json`` and ``report.html``; answered items are not asked again.
 
     Raises:
-        DataError: a benchmark, its judge or its truth is missing or unreadable.
+        DataError: a benchmark, its verdicts or its truth is missing or unreadable.
         ModelError: the checkpoint is no multimodal model. CheckpointError: the output is another run's.
     """
     if settings.threads:
@@ -51,10 +56,23 @@ def run(settings: EvalSettings) -> Path:
             return run_dir.path
         model = (settings.model.adapters or [settings.model.path])[-1]
         results = {"model": model, "benchmarks": measure(settings, benchmarks, run_dir.path, model)}
+        hand_out(benchmarks, run_dir.path, settings.generate.temperature)
         write_json(run_dir.path / "results.json", results)
         write_report(run_dir.path / "report.html", page_of(results))
         run_dir.done()
     return run_dir.path
+
+
+def hand_out(benchmarks: Sequence[Benchmark], folder: Path, temperature: float) -> None:
+    """``mmhal_responses.json``: the answers to MMHal's questions in its own layout, for judges elsewhere."""
+    for benchmark in benchmarks:
+        if isinstance(benchmark, MmhalBenchmark):
+            rows = Journal(folder / f"t{temperature:g}" / "responses.jsonl").rows
+            said = {row["id"]: row["response"] for row in rows if row["benchmark"] == benchmark.name}
+            path = folder / "mmhal_responses.json"
+            write_mmhal(path, benchmark.answered(said))
+            if benchmark.judge is None:
+                log.warning("MMHal's answers are not rated: rate %s, then evaluate with verdicts=FILE", path)
 
 
 def measure(
@@ -168,14 +186,13 @@ def describe_items(path: str, limit: int | None) -> tuple[EvalItem, ...]:
     return tuple(items)
 
 
-def judge_of(settings: EvalSettings, scenes: Mapping[str, Scene]) -> Judge:
-    """The world's oracle where the scenes are known, else recorded verdicts."""
+def judge_of(settings: EvalSettings, scenes: Mapping[str, Scene]) -> Judge | None:
+    """The world's oracle where the scenes are known, else recorded verdicts, else nobody."""
     if scenes:
         return FunctionJudge("world-oracle", lambda request: oracle(scenes, request))
     if settings.verdicts:
         return read_recorded(settings.verdicts)
-    mend = "set world=FOLDER, or verdicts=FILE with recorded ones"
-    raise DataError("no judge for MMHal-style questions", key="benchmarks.mmhal", mend=mend)
+    return None
 
 
 def oracle(scenes: Mapping[str, Scene], request: JudgeRequest) -> str:

@@ -7,10 +7,12 @@ step fails, or the run is interrupted, the other workers are ended at once: ever
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import multiprocessing
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -172,7 +174,15 @@ def start_worker() -> None:
     # Ctrl-C reaches the whole group: the parent hears it and ends its workers, which need not say a word
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+    sys.stderr = NoTerminal(io.BufferedWriter(io.FileIO(2, "w", closefd=False)), line_buffering=True)
     silence_third_parties()
+
+
+class NoTerminal(io.TextIOWrapper):
+    """Standard error for messages only: no progress bar of a worker is drawn over another's."""
+
+    def isatty(self) -> bool:
+        return False
 
 
 def silence_third_parties() -> None:

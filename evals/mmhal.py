@@ -95,11 +95,14 @@ def read_prompt(path: str | Path) -> JudgePrompt:
 
 @dataclass(frozen=True)
 class MmhalBenchmark:
-    """The questions with their judge; ids are the questions' positions in the file, as text."""
+    """The questions with their judge; ids are the questions' positions in the file, as text.
+
+    Without a judge the questions are asked and not rated: ``answered`` gives them to whoever rates them.
+    """
 
     questions: tuple[MmhalItem, ...]
     sha256: str
-    judge: Judge
+    judge: Judge | None
     prompt: JudgePrompt = BUILT_IN
     name: str = "mmhal"
     n_boot: int = 1000
@@ -117,26 +120,23 @@ class MmhalBenchmark:
     def items(self) -> list[EvalItem]:
         return [EvalItem(name, _image(item), item.question) for name, item in self._by_id().items()]
 
+    def answered(self, responses: Mapping[str, str]) -> list[MmhalItem]:
+        """The questions with ``model_answer`` filled in: the content of MMHal-Bench's response file."""
+        questions = self._by_id()
+        check_ids(f"{self.name}: responses", questions, responses)
+        return [item.model_copy(update={"model_answer": responses[name]}) for name, item in questions.items()]
+
     def score(self, responses: Mapping[str, str]) -> Scored:
-        """Mean rating, hallucination rate (share under 3), and both per type.
+        """Mean rating, hallucination rate (share under 3), and both per type; no figures without a judge.
 
         A judge's text with no rating, or with several, counts 0 (the official rule) and its id is listed
         in ``unrated``. DataError unless every id has a response and a verdict.
         """
         questions = self._by_id()
         check_ids(f"{self.name}: responses", questions, responses)
-        requests = [
-            JudgeRequest(
-                id=name,
-                image=item.image_id,
-                question=item.question,
-                response=responses[name],
-                reference=item.gt_answer,
-                objects=tuple(item.image_content),
-                prompt=self.prompt.fill(item, responses[name]),
-            )
-            for name, item in questions.items()
-        ]
+        if self.judge is None:
+            return Scored({"n": len(questions), "sha256": self.sha256, "judge": None}, [])
+        requests = self._requests(responses)
         said = self.judge.judge(requests)
         check_ids(f"{self.name}: verdicts of {self.judge.name}", questions, said)
         found = {name: rating_official(said[name]) for name in questions}
@@ -156,9 +156,23 @@ class MmhalBenchmark:
             for request in requests
         ]
         unrated = [name for name, rating in found.items() if rating is None]
-        return Scored(self._result(ratings, unrated), verdicts)
+        return Scored(self._result(ratings, unrated, self.judge.name), verdicts)
 
-    def _result(self, ratings: Mapping[str, int], unrated: list[str]) -> dict[str, Any]:
+    def _requests(self, responses: Mapping[str, str]) -> list[JudgeRequest]:
+        return [
+            JudgeRequest(
+                id=name,
+                image=item.image_id,
+                question=item.question,
+                response=responses[name],
+                reference=item.gt_answer,
+                objects=tuple(item.image_content),
+                prompt=self.prompt.fill(item, responses[name]),
+            )
+            for name, item in self._by_id().items()
+        ]
+
+    def _result(self, ratings: Mapping[str, int], unrated: list[str], judge: str) -> dict[str, Any]:
         questions = self._by_id()
         options: dict[str, Any] = {"n_boot": self.n_boot, "seed": self.seed}
 
@@ -177,7 +191,7 @@ class MmhalBenchmark:
         return {
             "n": len(questions),
             "sha256": self.sha256,
-            "judge": self.judge.name,
+            "judge": judge,
             "prompt": {"name": self.prompt.name, "sha256": self.prompt.sha256},
             **figures(list(questions)),
             "by_type": {kind: figures(of_type[kind]) for kind in order},
@@ -191,13 +205,13 @@ def _image(item: MmhalItem) -> Image:
 
 
 def read_benchmark(
-    path: str | Path, judge: Judge, *, limit: int | None = None, **options: Any
+    path: str | Path, judge: Judge | None, *, limit: int | None = None, **options: Any
 ) -> MmhalBenchmark:
     """The benchmark from MMHal-Bench's template file (or one of its layout)."""
     return MmhalBenchmark(tuple(read_items(path, limit=limit)), file_hash(path), judge, **options)
 
 
-def benchmark_of(items: list[MmhalItem], judge: Judge, **options: Any) -> MmhalBenchmark:
+def benchmark_of(items: list[MmhalItem], judge: Judge | None, **options: Any) -> MmhalBenchmark:
     """The benchmark from items in memory; the hash is of their content."""
     content = [item.model_dump(mode="json") for item in items]
     return MmhalBenchmark(tuple(items), content_hash(content), judge, **options)

@@ -211,10 +211,19 @@ def test_descriptions_need_a_known_picture(base: Path, world: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_open_questions_need_a_judge(base: Path, world: Path, tmp_path: Path) -> None:
+def test_without_a_judge_answers_are_handed_out(
+    base: Path, world: Path, evaluated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     only = {"mmhal": str(world / "eval/mmhal.json")}
-    with pytest.raises(DataError, match=r"benchmarks\.mmhal: no judge .* set world=FOLDER, or verdicts=FILE"):
-        evaluate.run(settings(base, world, tmp_path / "run", benchmarks=only, world=None))
+    changes = {"benchmarks": only, "world": None, "describe_temperatures": []}
+    run = evaluate.run(settings(base, world, tmp_path / "run", **changes))
+    figures = read_json(run / "results.json")["benchmarks"]["mmhal"]
+    assert (figures["n"], figures["judge"]) == (12, None) and "score" not in figures
+    assert "verdicts=FILE" in caplog.text and "mmhal_responses.json" in caplog.text
+    template, handed = read_json(world / "eval/mmhal.json"), read_json(run / "mmhal_responses.json")
+    said = [row.pop("model_answer") for row in handed]
+    assert handed == [{k: v for k, v in row.items() if k != "model_answer"} for row in template]
+    assert said == [responses(evaluated, "t0")[f"mmhal {i}"] for i in range(12)]
 
 
 def test_recorded_verdicts_judge_without_a_world(

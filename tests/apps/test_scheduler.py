@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -67,6 +68,8 @@ def tell_environment(folder: str) -> None:
     threads = os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]
     assert threads == ("1", "1")
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert not sys.stderr.isatty()
+    sys.stderr.write("a message\n")
     mark(folder, "told")
 
 
@@ -134,6 +137,22 @@ def test_graphs_that_cannot_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\['c'\] stand in the graph twice"):
         check_graph([step("c", tmp_path), step("c", tmp_path)])
     assert log(tmp_path) == []
+
+
+def test_workers_draw_no_bars_on_a_terminal(tmp_path: Path) -> None:
+    steps = f"[Step('tell', tell_environment, {{'folder': {str(tmp_path)!r}}})]"
+    code = (
+        "import sys\nfrom tests.apps.test_scheduler import Step, run_steps, tell_environment\n"
+        f"if __name__ == '__main__':\n    assert sys.stderr.isatty()\n    run_steps({steps})"
+    )
+    (tmp_path / "main.py").write_text(code)
+    outer, inner = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, tmp_path / "main.py"], env=environment, stderr=inner)
+    assert os.read(outer, 10000) == b"a message\r\n"
+    assert (ended.returncode, log(tmp_path)) == (0, ["told"])
+    os.close(outer)
+    os.close(inner)
 
 
 # --- failure ---
