@@ -139,7 +139,7 @@ def train_language(
 
 
 def rate(step: int, run: BaseRun) -> float:
-    """Share of the peak learning rate: 30 steps up, level until a third of the second phase, then a half cosine."""
+    """Share of the peak learning rate: 30 steps up, level to a third of phase two, then a half cosine."""
     if step < 30:
         return (step + 1) / 30
     level = run.first_steps + run.steps // 3
@@ -178,7 +178,11 @@ def reading_accuracy(model: Any, renderer: Renderer, n: int = 128) -> dict[str, 
     """Share of right first answer tokens on held-out lessons, for each of the three kinds."""
     rng = random.Random(7)
     figures = {}
-    for kind, make in (("glance", reading.glance), ("questions", reading.questions), ("verify", reading.verify)):
+    for kind, make in (
+        ("glance", reading.glance),
+        ("questions", reading.questions),
+        ("verify", reading.verify),
+    ):
         batch = renderer.train_batch([make(sample_scene(77, i), rng) for i in range(n)], None)
         labels = answers_only(batch["labels"])
         best = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1].argmax(-1)
