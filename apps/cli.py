@@ -236,10 +236,10 @@ def _check_files(settings: RunSettings) -> None:
 
 
 def _paths(settings: Any) -> Iterator[tuple[str, Path]]:
-    for key in ("path", "adapter"):
-        value = getattr(settings.model, key)
+    model = settings.model
+    for key, value in (("path", model.path), *(("adapter", adapter) for adapter in model.adapters)):
         # owner/name may be a Hub id; anything else is a path
-        if value is not None and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", value):
+        if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", value):
             yield f"model.{key}", Path(value)
     for section in ("data", "eval_data"):
         data: DataSettings | None = getattr(settings, section, None)
@@ -248,7 +248,7 @@ def _paths(settings: Any) -> Iterator[tuple[str, Path]]:
             yield from ((f"{section}.path", Path(file)) for file in files)
             named = (("images", data.images), ("captions", data.captions))
             yield from ((f"{section}.{key}", Path(value)) for key, value in named if value is not None)
-    for key in ("reward_model", "images"):
+    for key in ("reward_model", "reward_images", "images", "world", "verdicts"):
         if getattr(settings, key, None) is not None:
             yield key, Path(getattr(settings, key))
     for name, file in getattr(settings, "benchmarks", {}).items():

@@ -86,9 +86,8 @@ def test_quotes_in_a_directory_name(recipe: str, stage: Callable[..., list[Any]]
 
 def test_eval_limit_is_its_own_setting(recipe: str, stage: Callable[..., list[Any]]) -> None:
     seen = stage("apps.evaluate")
-    assert (
-        cli.main(["eval", "output=o", "model.path=org/m", "benchmarks.pope=train.jsonl", "--limit", "7"]) == 0
-    )
+    named = ["output=o", "model.path=org/m", "benchmarks.pope_random=train.jsonl"]
+    assert cli.main(["eval", *named, "--limit", "7"]) == 0
     assert isinstance(seen[0], EvalSettings) and seen[0].limit == 7
 
 
@@ -143,6 +142,7 @@ def test_wrong_settings_are_one_line_and_load_nothing(
         ("model.path=./gone", "model.path"),
         ("model.path=runs/a/model", "model.path"),
         ("model.adapter=runs/a/adapter", "model.adapter"),
+        ("model.adapter=[org/a, runs/b/adapter]", "model.adapter"),
     ],
 )
 def test_missing_files_are_named_with_their_key(
@@ -161,9 +161,11 @@ def test_missing_reward_model_and_benchmark(
     base = ["output=o", "model.path=org/m"]
     assert cli.main(["ppo", *base, "data.path=train.jsonl", "reward_model=gone"]) == 2
     assert "reward_model: no such" in capsys.readouterr().err
-    assert cli.main(["eval", *base, "benchmarks={pope: gone.jsonl}", "images=nowhere"]) == 2
+    assert (
+        cli.main(["eval", *base, "benchmarks={pope_random: gone.jsonl}", "images=nowhere", "world=flat"]) == 2
+    )
     err = capsys.readouterr().err
-    assert "benchmarks.pope: no such" in err and "images: no such" in err
+    assert "benchmarks.pope_random: no such" in err and "images: no such" in err and "world: no such" in err
 
 
 @pytest.mark.parametrize("error", [OwnError("the rule; the mend"), FileNotFoundError("the rule; the mend")])

@@ -77,5 +77,6 @@ def test_each_stage_starts_from_the_one_before(size: str) -> None:
     folder = cli.RECIPES / f"llava15_{size}"
     sft = resolve(SftSettings, folder / "sft_plus.yaml")
     ppo = resolve(PpoSettings, folder / "ppo.yaml")
-    assert ppo.model.adapter == f"{sft.output}/adapter"
-    assert resolve(EvalSettings, folder / "eval.yaml").model.adapter == f"{ppo.output}/policy"
+    assert ppo.model.adapters == [f"{sft.output}/adapter"]
+    judged = resolve(EvalSettings, folder / "eval.yaml")
+    assert judged.model.adapters == [f"{sft.output}/adapter", f"{ppo.output}/policy"]
