@@ -82,8 +82,8 @@ def test_argument_opens_a_missing_section(recipe: Path) -> None:
 
 
 def test_settings_without_a_recipe() -> None:
-    settings = resolve(EvalSettings, None, ["output=o", "model.path=m", "benchmarks={pope: p.jsonl}"])
-    assert settings.benchmarks == {"pope": "p.jsonl"}
+    settings = resolve(EvalSettings, None, ["output=o", "model.path=m", "benchmarks={pope_random: p.jsonl}"])
+    assert settings.benchmarks == {"pope_random": "p.jsonl"}
 
 
 def test_a_partial_section_keeps_the_stage_defaults() -> None:
