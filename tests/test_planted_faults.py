@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from align import generate, pairs, render, reward, rewards, rl, rows, schedule, sft
+from align import actors, generate, pairs, ppo, render, reward, reward_model, rewards, rl, rows, schedule, sft
 from align.models import lmm as lmm_module
 from apps import gates
 from apps.studies import figures
@@ -29,6 +29,8 @@ from tests.align import (
     test_generate,
     test_lmm,
     test_pairs,
+    test_ppo,
+    test_ppo_step,
     test_render,
     test_reward,
     test_rewards,
@@ -38,6 +40,7 @@ from tests.align import (
 )
 from tests.align.conftest import colour_data, pictures, tiny_llava  # noqa: F401
 from tests.align.test_generate import items  # noqa: F401
+from tests.align.test_ppo import world  # noqa: F401
 from tests.align.test_render import lmm, renderer  # noqa: F401
 from tests.apps import test_gates, test_studies
 from tests.data import test_images, test_jsonl, test_world_annotators
@@ -109,6 +112,34 @@ FAULTS = [
     Fault("padding in explained variance", rl.explained_variance,
           "(returns - values)[real]", "(returns - values)",
           test_rl.test_explained_variance),
+    # --- one step of PPO ---
+    Fault("the reference is the policy", actors.Actors.judge_tokens,
+          "with adapters_off(self.lmm.model):", "if True:",
+          test_ppo_step.test_log_probabilities_of_a_trained_policy_at_its_temperature),
+    Fault("scored at temperature 1", actors.Actors.logprobs,
+          "temperature=self.temperature", "temperature=1.0",
+          test_ppo_step.test_log_probabilities_of_a_trained_policy_at_its_temperature),
+    Fault("values read one position late", actors.Actors.values,
+          "hidden[:, -width - 1 : -1]", "hidden[:, -width:]",
+          test_ppo_step.test_values_are_those_ahead_of_each_token),
+    Fault("the value adapter scores", reward_model.RewardModel.score,
+          "self.activate()", "pass",
+          test_ppo_step.test_scores_are_the_reward_model_s_own),
+    Fault("symbolic rewards are dropped", ppo.Ppo.roll_out,
+          "total(scores, parts, s.reward_scale)", "total(scores, {}, s.reward_scale)",
+          test_ppo_step.test_scores_are_the_reward_model_s_own),
+    Fault("no KL in the reward", ppo.Ppo.roll_out,
+          "shaped_rewards(rewards, kl, mask, s.kl_coef)", "shaped_rewards(rewards, kl, mask, 0.0)",
+          test_ppo_step.test_advantages_hold_score_and_penalty),
+    Fault("every step draws the same numbers", ppo.Ppo.roll_out,
+          'step_seed(s.seed, "rollout", step, rank)', 'step_seed(s.seed, "rollout", rank)',
+          test_ppo_step.test_every_step_samples_anew),
+    Fault("no learning-rate schedule", ppo.Ppo.update,
+          'group["lr"] = self.rates[name] * factor', 'group["lr"] = self.rates[name]',
+          test_ppo_step.test_learning_rates_follow_the_schedule),
+    Fault("micro-batches weigh the same", ppo.Ppo.gradient_step,
+          "(policy.loss / tokens).backward()", "(policy.loss / policy.tokens).backward()",
+          test_ppo.test_micro_batches_give_the_gradients_of_the_mini_batch),
     # --- rewards ---
     Fault("the pair's sign", reward.pair_loss,
           "F.logsigmoid(chosen - rejected)", "F.logsigmoid(rejected - chosen)",

@@ -155,10 +155,14 @@ def tables(seeds: Sequence[Seed]) -> list[Table]:
     found = [model_table(seeds), difference_table(seeds), reward_table(seeds)]
     sound = [seed for seed in seeds if not seed.failures]
     if sound and len(sound) < len(seeds):
-        left = f" without the {len(seeds) - len(sound)} seeds that hold a failure"
+        left = f" without the {count(len(seeds) - len(sound))} with a failure"
         for table in (model_table(sound), difference_table(sound)):
             found.append(replace(table, title=table.title + left))
     return found
+
+
+def count(seeds: int) -> str:
+    return f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
 
 
 def model_table(seeds: Sequence[Seed]) -> Table:
@@ -171,7 +175,7 @@ def model_table(seeds: Sequence[Seed]) -> Table:
         known = {"POPE F1": f"{f1:.1f} %", "MMHal-style score": f"{score:.1f}"}
         rows.append([f"{name}, thesis 7B", *(known.get(figure) for figure in FIGURES)])
     note = (
-        f"{len(seeds)} seeds; means with Student's t intervals (95 %). The thesis's: Table 9.5, real images."
+        f"{count(len(seeds))}; means with Student's t intervals (95 %). The thesis's: Table 9.5, real images."
     )
     muted = frozenset(range(len(MODELS), len(rows)))
     return Table("The four models", ["model", *FIGURES], rows, note, muted)

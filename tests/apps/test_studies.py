@@ -229,8 +229,8 @@ def test_tables_are_means_over_seeds(seeds: list[rlhf.Seed]) -> None:
 def test_seeds_with_failures_are_counted_and_left_out_of_further_tables(seeds: list[rlhf.Seed]) -> None:
     found = rlhf.tables(seeds)
     assert [table.title for table in found[3:]] == [
-        "The four models without the 1 seeds that hold a failure",
-        "Paired differences without the 1 seeds that hold a failure",
+        "The four models without the 1 seed with a failure",
+        "Paired differences without the 1 seed with a failure",
     ]
     assert found[0].rows[0][1].value == pytest.approx(0.2) and found[0].rows[0][1].n == 3
     assert found[3].rows[0][1].value == pytest.approx(0.15) and found[3].rows[0][1].n == 2

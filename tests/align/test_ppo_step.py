@@ -1,0 +1,150 @@
+"""One step of PPO against values computed apart: a plain forward pass, a loop, another reward model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from align.actors import LEARNERS, POLICY, VALUE
+from align.checkpoint import RunDir
+from align.config import ModelSettings
+from align.models.lmm import hidden_states, load
+from align.ppo import Ppo, read_prompts
+from align.reward_model import RewardModel, ScoreItem
+from align.schedule import lr_factor
+from data.jsonl import read_records, write_records
+from data.schema import Message
+from tests.align.test_ppo import settings, world  # noqa: F401
+
+
+def trainer(folder: Path, output: Path, **changes: Any) -> Ppo:
+    """A run whose policy and value model have left their start."""
+    s = settings(folder, output, **changes)
+    ppo = Ppo(s, read_prompts(s), Accelerator(cpu=True), RunDir.create(s.output, s, "ppo"))
+    torch.manual_seed(7)
+    for who in LEARNERS:
+        for _, parameter in ppo.actors.named_parameters(who):
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    return ppo
+
+
+def test_log_probabilities_of_a_trained_policy_at_its_temperature(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Policy and reference, against plain forward passes of the merged policy and of the base."""
+    folder = request.getfixturevalue("world")
+    changes = {"max_new_tokens": 12, "temperature": 0.7, "batch_size": 8}
+    ppo = trainer(folder, tmp_path / "run", generate=changes)
+    _, sampled, rollout = ppo.roll_out(2)
+    ppo.actors.save_policy(tmp_path / "policy", "a card", ppo.settings)
+    base = str(folder / "base")
+    merged = load(ModelSettings(path=base, adapter=str(tmp_path / "policy"), device="cpu")).model
+    plain = load(ModelSettings(path=base, device="cpu")).model
+    made = sampled.generated
+    for row, (_, image) in enumerate(sampled.items[:4]):
+        n = int(made.response_mask[row].sum())
+        real = torch.cat([made.prompt_mask[row], made.response_mask[row]]) > 0
+        batch = {"input_ids": torch.cat([made.prompt_ids[row], made.response_ids[row]])[real][None]}
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        if image is not None:
+            pictured = int(sum(i is not None for _, i in sampled.items[:row]))
+            batch["inputs_embeds"] = filled(plain, batch["input_ids"], made.features[pictured])
+        for model, found in ((merged, rollout.logprobs), (plain, rollout.ref_logprobs)):
+            with torch.no_grad():
+                given = {k: v for k, v in batch.items() if k != "input_ids" or "inputs_embeds" not in batch}
+                logits = model(**given).logits[0, -n - 1 : -1] / 0.7
+            ids = batch["input_ids"][0, -n:, None]
+            torch.testing.assert_close(
+                found[row, :n], logits.log_softmax(-1).gather(1, ids)[:, 0], atol=1e-4, rtol=1e-4
+            )
+    assert float((rollout.logprobs - rollout.ref_logprobs).abs().max()) > 0.05
+
+
+def test_values_are_those_ahead_of_each_token(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The value of a state is read where the token that follows is not known yet: one row, token by token."""
+    ppo = trainer(request.getfixturevalue("world"), tmp_path / "run")
+    _, sampled, rollout = ppo.roll_out(1)
+    row = next(i for i, (_, image) in enumerate(sampled.items) if image is None)
+    made, n = sampled.generated, int(rollout.mask[row].sum())
+    prompt = made.prompt_ids[row][made.prompt_mask[row].bool()]
+    ppo.actors.use(VALUE)
+    for t in range(n):
+        ids = torch.cat([prompt, made.response_ids[row, :t]])[None]
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with torch.no_grad():
+            value = ppo.actors.value_head(hidden_states(ppo.actors.lmm.model, batch)[0, -1])
+        assert float(rollout.values[row, t]) == pytest.approx(float(value), abs=1e-4)
+
+
+def filled(model: Any, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """(1, T, H) embeddings with the picture's features in the image tokens' places."""
+    embeds = model.get_input_embeddings()(ids).clone()
+    embeds[ids == model.config.image_token_index] = features
+    return embeds
+
+
+def test_scores_are_the_reward_model_s_own(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Another copy of the reward model, on a base of its own, gives the same scores."""
+    folder = request.getfixturevalue("world")
+    ppo = trainer(folder, tmp_path / "run", reward_scale=2.0)
+    prompts, sampled, rollout = ppo.roll_out(1)
+    texts = [
+        ppo.actors.renderer.decode(ids[mask.bool()].tolist())
+        for ids, mask in zip(rollout.response_ids, rollout.mask, strict=True)
+    ]
+    alone = RewardModel.load(folder / "reward")
+    items = [
+        ScoreItem(p.id, [Message(role="user", content=p.question)], text, p.facts, image)
+        for p, text, (_, image) in zip(prompts, texts, sampled.items, strict=True)
+    ]
+    expected = alone.score(items, seed=f"{ppo.settings.seed}/1")
+    torch.testing.assert_close(rollout.scores, expected, atol=1e-5, rtol=1e-5)
+    assert float(expected.std()) > 0.01
+    torch.testing.assert_close(
+        rollout.rewards, 2.0 * expected + sum(rollout.parts.values()), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_advantages_hold_score_and_penalty(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Reward to come by a plain loop: the penalty of each later token, the response's reward at its end."""
+    more = {"kl_coef": 0.5, "gamma": 0.9, "lam": 1.0, "whiten_advantages": False}
+    ppo = trainer(request.getfixturevalue("world"), tmp_path / "run", **more)
+    _, _, rollout = ppo.roll_out(1)
+    assert float(rollout.kl.max()) > 0.01
+    for row in range(len(rollout)):
+        n = int(rollout.mask[row].sum())
+        penalty = (rollout.logprobs - rollout.ref_logprobs)[row, :n].clamp(min=0)
+        to_come = 0.0
+        for t in reversed(range(n)):
+            reward = float(rollout.rewards[row]) if t == n - 1 else 0.0
+            to_come = reward - 0.5 * float(penalty[t]) + 0.9 * to_come
+            assert float(rollout.returns[row, t]) == pytest.approx(to_come, abs=1e-4)
+            assert float(rollout.advantages[row, t]) == pytest.approx(
+                to_come - float(rollout.values[row, t]), abs=1e-4
+            )
+
+
+def test_every_step_samples_anew(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue("world")
+    write_records(tmp_path / "one.jsonl", read_records(folder / "prompts.jsonl", "prompt")[1:2])
+    data = {"path": str(tmp_path / "one.jsonl"), "images": str(folder / "images")}
+    ppo = trainer(folder, tmp_path / "run", data=data)
+    first, again, second = (ppo.roll_out(step)[2].response_ids for step in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert first.shape != second.shape or not torch.equal(first, second)
+    assert len({tuple(row) for row in first.tolist()}) > 1
+
+
+def test_learning_rates_follow_the_schedule(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    ppo = trainer(request.getfixturevalue("world"), tmp_path / "run", steps=5, value_lr=1e-2)
+    _, sampled, rollout = ppo.roll_out(1)
+    for step in range(5):
+        found = ppo.update(step, sampled, rollout)
+        factor = lr_factor(step, 5, 1, "cosine")
+        rates = {name: group["lr"] for name, group in zip(LEARNERS, ppo.training.optimizer.param_groups)}
+        assert rates == {POLICY: pytest.approx(3e-3 * factor), VALUE: pytest.approx(1e-2 * factor)}
+        assert (found["lr"], found["lr/value"]) == (rates[POLICY], rates[VALUE])
