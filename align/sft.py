@@ -347,7 +347,8 @@ def _arguments(settings: SftSettings, folder: Path, device: torch.device) -> Tra
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         learning_rate=optim.lr,
-        lr_scheduler_type=optim.schedule,
+        # transformers' "constant" knows no warm-up
+        lr_scheduler_type="constant_with_warmup" if optim.schedule == "constant" else optim.schedule,
         warmup_steps=optim.warmup_steps,
         max_grad_norm=optim.max_grad_norm,
         bf16=settings.bf16,

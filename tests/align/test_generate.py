@@ -87,6 +87,20 @@ def test_several_samples_an_item(lmm: Lmm, items: list[Item]) -> None:
         generate(lmm, renderer, items, GREEDY, seed=1, num_return=2)
 
 
+def test_every_batch_draws_its_own_numbers(lmm: Lmm, items: list[Item]) -> None:
+    answers = generate(lmm, Renderer(lmm.processor), [items[0]] * 6, SAMPLED, seed=1)
+    pairs = {(answers[i].text, answers[i + 1].text) for i in (0, 2, 4)}
+    assert len(pairs) == 3
+
+
+def test_top_p_cuts_the_tail(lmm: Lmm, items: list[Item]) -> None:
+    renderer = Renderer(lmm.processor)
+    narrow = SAMPLED.model_copy(update={"top_p": 1e-6})
+    greedy = generate(lmm, renderer, items, GREEDY, seed=0)
+    assert generate(lmm, renderer, items, narrow, seed=3) == greedy
+    assert generate(lmm, renderer, items, SAMPLED, seed=3) != greedy
+
+
 def _favour(lmm: Lmm, token: int) -> None:
     """Make one token always the likeliest."""
     model = lmm.model

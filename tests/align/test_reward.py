@@ -14,8 +14,18 @@ from PIL import Image as PilImage
 from align.config import DataSettings, ModelSettings, RewardSettings
 from align.models.tiny import build_tiny_llava
 from align.pictures import open_pictures
-from align.reward import RewardError, RewardModel, pair_items, pair_loss, read_pairs, run, score_pairs
-from align.reward_model import ScoreItem, read_info, same_base
+from align.reward import (
+    RewardError,
+    RewardModel,
+    pair_items,
+    pair_loss,
+    read_pairs,
+    run,
+    score_pairs,
+    train_step,
+)
+from align.reward_model import RewardInfo, ScoreItem, read_info, same_base
+from align.schedule import lr_factor
 from data.jsonl import DataError, write_records
 from data.schema import Facts, Image, Message, Preference, Response
 
@@ -98,6 +108,45 @@ def test_it_learns_the_preference(trained: Path):
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
     assert losses[-1] < 0.2
     assert [line["step"] for line in metrics(trained) if "eval/accuracy" in line] == [4, 8, 12, 14]
+
+
+def test_learning_rates_follow_the_schedule(trained: Path):
+    rates = [line["lr"] for line in metrics(trained) if "lr" in line]
+    assert rates == pytest.approx([1e-2 * lr_factor(step, 14, 1, "cosine") for step in range(14)])
+
+
+def test_gradients_are_clipped(world: Path, tmp_path: Path):
+    s = settings(world, tmp_path, optim={"lr": 1e-3, "max_grad_norm": 1e-3})
+    model = RewardModel.start(RewardInfo(model=s.model, facts=["captions"]), s.lora, ("Yes", "No"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    found = train_step(model, optimizer, read_pairs(s)[0][:8], 0, 1, s)
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert found["grad_norm"] > 1e-2 and float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_facts_are_shuffled_anew_at_each_step_and_alike_within_a_pair(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shown: dict[tuple[str, str], list[str | None]] = {}
+    real = RewardModel.facts_of
+
+    def facts_of(self: RewardModel, name: str, facts: Facts, seed: int | str) -> str | None:
+        text = real(self, name, facts, seed)
+        shown.setdefault((name, str(seed)), []).append(text)
+        return text
+
+    monkeypatch.setattr(RewardModel, "facts_of", facts_of)
+    run(settings(world, tmp_path / "run", holdout=0, epochs=4, batch_size=48, eval_every=99))
+    steps = {seed for _, seed in shown if seed.startswith("0/")}
+    assert len(steps) == 4
+    training = {key: texts for key, texts in shown.items() if key[1] in steps}
+    assert all(len(texts) == 2 and texts[0] == texts[1] for texts in training.values())
+    by_pair = [{texts[0] for (name, _), texts in training.items() if name == f"p{i}"} for i in range(48)]
+    # four draws of six orders: all alike once in 216 times
+    assert sum(len(texts) > 1 for texts in by_pair) > 40
+    for step in steps:
+        texts = [t[0] for (_, seed), t in training.items() if seed == step]
+        assert len({text.split("\n").index("A cat sits.") for text in texts if text}) == 3
 
 
 def test_card_states_accuracy_interval_and_ceiling(trained: Path):

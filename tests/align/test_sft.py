@@ -147,6 +147,39 @@ def test_part_learning_rates(tiny_llava: Path, colour_data: Path, tmp_path: Path
     assert sum(len(g["params"]) for g in groups) == len(learning)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        # 2 steps up from 0, then down to 0 after the last of 6
+        ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0, 0.5, 1, 0.853553, 0.5, 0.146447]),
+        ("constant", [0, 0.5, 1, 1, 1, 1]),
+    ],
+)
+def test_learning_rates_follow_the_schedule(
+    tiny_llava: Path, colour_data: Path, tmp_path: Path, schedule: str, factors: list[float]
+) -> None:
+    optim = {"lr": 1e-3, "schedule": schedule, "warmup_steps": 2}
+    sft.run(_settings(tiny_llava, colour_data, tmp_path / "r", optim=optim, log_every=1))
+    assert [m["lr"] / 1e-3 for m in _metrics(tmp_path / "r")] == pytest.approx(factors, abs=1e-5)
+
+
+def test_gradients_are_clipped_and_the_seed_decides_the_order(
+    tiny_llava: Path, colour_data: Path, tmp_path: Path
+) -> None:
+    def losses(name: str, **changes: Any) -> list[float]:
+        sft.run(_settings(tiny_llava, colour_data, tmp_path / name, log_every=1, max_steps=3, **changes))
+        return [m["loss"] for m in _metrics(tmp_path / name)]
+
+    plain = losses("plain")
+    assert losses("seeded", seed=1)[0] != plain[0]
+    # Adam's steps hardly depend on the gradients' size, unless they vanish beside its epsilon
+    clipped = losses("clipped", optim={"lr": 3e-3, "schedule": "linear", "max_grad_norm": 1e-12})
+    assert clipped[0] == plain[0] and clipped[2] != plain[2]
+    still = losses("still", optim={"lr": 1e-12, "schedule": "linear"})
+    assert clipped == pytest.approx(still, abs=1e-3)
+
+
 def test_evaluation_does_not_depend_on_the_batch_size(
     tiny_llava: Path, colour_data: Path, tmp_path: Path
 ) -> None:
