@@ -29,7 +29,6 @@ from tests.align import (
     test_generate,
     test_lmm,
     test_pairs,
-    test_ppo,
     test_ppo_step,
     test_render,
     test_reward,
@@ -139,7 +138,7 @@ FAULTS = [
           test_ppo_step.test_learning_rates_follow_the_schedule),
     Fault("micro-batches weigh the same", ppo.Ppo.gradient_step,
           "(policy.loss / tokens).backward()", "(policy.loss / policy.tokens).backward()",
-          test_ppo.test_micro_batches_give_the_gradients_of_the_mini_batch),
+          test_ppo_step.test_micro_batches_give_the_gradients_of_the_mini_batch),
     # --- rewards ---
     Fault("the pair's sign", reward.pair_loss,
           "F.logsigmoid(chosen - rejected)", "F.logsigmoid(rejected - chosen)",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image as PilImage
 
 from align.actors import LEARNERS, POLICY, VALUE
 from align.checkpoint import RunDir
@@ -18,7 +19,7 @@ from align.reward_model import RewardModel, ScoreItem
 from align.schedule import lr_factor
 from data.jsonl import read_records, write_records
 from data.schema import Message
-from tests.align.test_ppo import settings, world  # noqa: F401
+from tests.align.test_ppo import COLOURS, settings, world  # noqa: F401
 
 
 def trainer(folder: Path, output: Path, **changes: Any) -> Ppo:
@@ -148,3 +149,39 @@ def test_learning_rates_follow_the_schedule(request: pytest.FixtureRequest, tmp_
         rates = {name: group["lr"] for name, group in zip(LEARNERS, ppo.training.optimizer.param_groups)}
         assert rates == {POLICY: pytest.approx(3e-3 * factor), VALUE: pytest.approx(1e-2 * factor)}
         assert (found["lr"], found["lr/value"]) == (rates[POLICY], rates[VALUE])
+
+
+def test_micro_batches_give_the_gradients_of_the_mini_batch(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue("world")
+    gradients = []
+    for name, micro in (("whole", 6), ("micro", 2)):
+        s = settings(folder, tmp_path / name, micro_batch=micro, optim={"lr": 1e-9, "max_grad_norm": 1e9})
+        ppo = Ppo(s, read_prompts(s), Accelerator(cpu=True), RunDir.create(s.output, s, "ppo"))
+        _, sample, rollout = ppo.roll_out(0)
+        ppo.gradient_step(0, [0, 3, 4, 7, 8, 11], sample, rollout)
+        gradients.append({n: p.grad for who in LEARNERS for n, p in ppo.actors.named_parameters(who)})
+    for key, whole in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], whole, atol=1e-5, rtol=1e-3)
+    assert all(g is not None for g in gradients[0].values())
+    # LoRA's B is zero at the start, so A gets no gradient yet; B of both adapters does
+    moved = [n for n, g in gradients[0].items() if float(g.abs().max()) > 0]
+    assert any("lora_B.policy" in n for n in moved)
+    assert any("lora_B.value" in n for n in moved)
+
+
+def test_the_reward_model_may_see_other_pictures(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue("world")
+    (tmp_path / "dark").mkdir()
+    for colour in COLOURS:
+        PilImage.new("RGB", (32, 32), "black").save(tmp_path / "dark" / f"{colour}.png")
+    found = []
+    for name, more in (("own", {}), ("dark", {"reward_images": str(tmp_path / "dark")})):
+        s = settings(folder, tmp_path / f"run-{name}", **more)
+        ppo = Ppo(s, read_prompts(s), Accelerator(cpu=True), RunDir.create(s.output, s, "ppo"))
+        found.append(ppo.roll_out(0))
+    (prompts, _, own), (_, _, dark) = found
+    assert torch.equal(own.response_ids, dark.response_ids)
+    differ = (own.scores - dark.scores).abs() > 1e-4
+    assert differ.tolist() == [p.image is not None for p in prompts]
