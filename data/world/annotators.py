@@ -2,7 +2,7 @@
 
 The labelers follow the thesis's two-question protocol (section 9.2, figure 9.2): first which
 response has fewer hallucinations (A, B or tie), then, after a tie, which is more helpful. Their
-weights were fixed before any model was trained with them; see docs in the README's study section.
+weights are fixed before any study, see apps/studies/PROTOCOL.md.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class WorldSizes:
 
 @dataclass(frozen=True)
 class WorldRates:
-    """How the machine-written data errs; calibrated once (``make world-base`` card), then fixed."""
+    """How the machine-written data errs; still being calibrated by POPE of SFT and SFT+."""
 
     #: share of machine-written descriptions with one false object
     planted: float = 0.3
