@@ -112,16 +112,7 @@ def read_prompts(settings: PpoSettings) -> list[Prompt]:
     """The prompts, with the facts that the reward model reads; no weights are loaded for this check."""
     data = settings.data
     info = read_info(settings.reward_model)
-    records = load(
-        data.path,
-        "prompt",
-        format=data.format,
-        images=data.images,
-        captions=data.captions,
-        limit=data.limit,
-        max_bad=data.max_bad,
-        strict=data.strict,
-    )
+    records = load(want="prompt", **data.model_dump())
     prompts = [record for record in records if isinstance(record, Prompt)]
     check_facts(prompts, info.facts, data.path if isinstance(data.path, str) else ", ".join(data.path))
     return prompts

@@ -101,16 +101,7 @@ def read_pairs(settings: RewardSettings) -> tuple[list[Pair], list[Pair], Counte
 
 def read_preferences(data: DataSettings) -> list[Preference]:
     """All preferences that ``data`` names. Raises DataError."""
-    records = load(
-        data.path,
-        "preference",
-        format=data.format,
-        images=data.images,
-        captions=data.captions,
-        limit=data.limit,
-        max_bad=data.max_bad,
-        strict=data.strict,
-    )
+    records = load(want="preference", **data.model_dump())
     return [record for record in records if isinstance(record, Preference)]
 
 

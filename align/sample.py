@@ -61,16 +61,7 @@ def run(settings: SampleSettings) -> Path:
 def read_prompts(settings: SampleSettings) -> list[Prompt]:
     """The prompts that the settings name. Raises DataError."""
     data = settings.data
-    records = load(
-        data.path,
-        "prompt",
-        format=data.format,
-        images=data.images,
-        captions=data.captions,
-        limit=data.limit,
-        max_bad=data.max_bad,
-        strict=data.strict,
-    )
+    records = load(want="prompt", **data.model_dump())
     return [record for record in records if isinstance(record, Prompt)]
 
 

@@ -85,16 +85,7 @@ def run(settings: SftSettings) -> Path:
 
 
 def _read(data: DataSettings) -> list[Example]:
-    records = load_records(
-        data.path,
-        "example",
-        format=data.format,
-        images=data.images,
-        captions=data.captions,
-        limit=data.limit,
-        max_bad=data.max_bad,
-        strict=data.strict,
-    )
+    records = load_records(want="example", **data.model_dump())
     return [record for record in records if isinstance(record, Example)]
 
 
