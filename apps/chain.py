@@ -7,13 +7,15 @@ so an interrupted chain is continued by starting it again. ``apps.scheduler`` ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from apps.scheduler import Step
 from data.jsonl import read_json, write_json
+from data.processes import sole_writer
 
 #: stage -> (module with ``run``, its settings in ``align.config``)
 STAGES = {
@@ -87,6 +89,19 @@ def claim(folder: Path, name: str, wanted: Mapping[str, Any]) -> None:
             f"{folder}: belongs to a run of another size or seed ({differing}); "
             "choose another output, or delete the folder"
         )
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a second demo or study out of ``folder`` while the block runs. Raises ChainError."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(sole_writer(folder))
+        except BlockingIOError:
+            raise ChainError(
+                f"{folder}: another process is at work in it; wait for it, or choose another output"
+            ) from None
+        yield
 
 
 class Chain:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from apps.chain import Scale, chain, claim, scale_of
+from apps.chain import Scale, alone_in, chain, claim, scale_of
 from apps.gates import read_report
 from apps.scheduler import Progress, run_steps
 from data.jsonl import read_json
@@ -80,7 +80,8 @@ def run(output: Path, seed: int = 0, quick: bool = False, scale: Scale | None = 
     claim(output, "demo.json", wanted)
     page = output / "report.html"
     print(f"the page: {page}", flush=True)
-    run_steps(chain(output, seed, sizes), on_change=follower(output, page))
+    with alone_in(output):
+        run_steps(chain(output, seed, sizes), on_change=follower(output, page))
     print(summary(output))
     return page
 

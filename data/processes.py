@@ -1,10 +1,18 @@
-"""Worker processes that do not outlive the process that started them."""
+"""Processes beside each other: workers that end with their parent, folders with one writer."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: two writers are then the user's care
+    fcntl = None  # type: ignore[assignment]
 
 
 def end_with_parent() -> None:
@@ -22,3 +30,18 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True, name="end-with-parent").start()
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` (``.lock`` in it) while the block runs; the system lets go when the process dies.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield

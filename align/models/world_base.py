@@ -1,8 +1,9 @@
 """The small pretrained base that ships with the project, and how it is made (``make world-base``).
 
 1 a tokenizer over the world's language; 2 a CLIP encoder, trained contrastively (``align.contrastive``);
-3 a projector and a causal language model over the frozen encoder: captions of pictures, and text-only
-reading. It has seen no conversation, no preference and no visual yes/no question.
+3 a projector and a causal language model over the frozen encoder: text-only reading, then captions of
+pictures and balanced questions about them as well. It has seen no full description, no conversation
+and no preference.
 """
 
 from __future__ import annotations
@@ -41,9 +42,11 @@ class BaseRun:
     #: first text alone, in short lessons (batches of ``glances``); then pictures and all lessons
     first_steps: int = 1300
     glances: int = 12
-    steps: int = 2000
-    captions: int = 20
-    texts: int = 10
+    steps: int = 1500
+    captions: int = 8
+    matches: int = 16
+    looks: int = 6
+    texts: int = 8
     #: weight of every word of the lessons beside their answers
     words: float = 0.1
     lr: float = 1.0e-3
@@ -102,8 +105,9 @@ def train_language(
 ) -> None:
     """Projector and language model over the frozen tower.
 
-    Three token means are added: captions of pictures, answers of the lessons, and every word of the
-    lessons' text; five captions of one scene repeat each other, and predicting them teaches to look up.
+    Token means are added: captions, matching and looking of pictures, answers of the text lessons, and
+    every word of their text; five captions of one scene repeat each other, and predicting them teaches
+    to look up.
     """
     torch.manual_seed(run.seed)
     rng = random.Random(run.seed + 1)
@@ -123,17 +127,22 @@ def train_language(
         ]
         loss, figures = reading_loss(model, renderer, lessons, run.words)
         if not first:
-            rows = [rng.randrange(len(scenes)) for _ in range(run.captions)]
-            shown = [reading.captioning(scenes[i], rng) for i in rows]
-            seen = renderer.train_batch(shown, [Pil.fromarray(pixels[i]) for i in rows])
-            caption_loss = model(**seen).loss
-            loss = loss + caption_loss
-            figures["caption"] = caption_loss.item()
+            for make, count in (
+                (reading.captioning, run.captions),
+                (reading.matching, run.matches),
+                (reading.looking, run.looks),
+            ):
+                rows = [rng.randrange(len(scenes)) for _ in range(count)]
+                shown = [make(scenes[i], rng) for i in rows]
+                seen = renderer.train_batch(shown, [Pil.fromarray(pixels[i]) for i in rows])
+                picture_loss = model(**seen).loss
+                loss = loss + picture_loss
+                figures[make.__name__] = picture_loss.item()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if step % 100 == 99 or step + 1 == run.first_steps + run.steps:
+        if step % 250 == 249 or step + 1 == run.first_steps + run.steps:
             report({"step": step + 1.0} | figures | reading_accuracy(model, renderer))
     model.eval()
 
@@ -173,22 +182,37 @@ def lesson(scene: Scene, rng: random.Random) -> Example:
     return reading.verify(scene, rng) if rng.random() < 0.4 else reading.questions(scene, rng)
 
 
-@torch.no_grad()
 def reading_accuracy(model: Any, renderer: Renderer, n: int = 128) -> dict[str, float]:
-    """Share of right first answer tokens on held-out lessons, for each of the three kinds."""
+    """Share of right first answer tokens on held-out lessons, for each of the three kinds of reading."""
     rng = random.Random(7)
-    figures = {}
-    for kind, make in (
-        ("glance", reading.glance),
-        ("questions", reading.questions),
-        ("verify", reading.verify),
-    ):
-        batch = renderer.train_batch([make(sample_scene(77, i), rng) for i in range(n)], None)
-        labels = answers_only(batch["labels"])
-        best = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1].argmax(-1)
+    scenes = [sample_scene(77, i) for i in range(n)]
+    return {
+        make.__name__: first_token_accuracy(model, renderer, [make(s, rng) for s in scenes], None)
+        for make in (reading.glance, reading.questions, reading.verify)
+    }
+
+
+def matching_accuracy(model: Any, renderer: Renderer, run: BaseRun, n: int = 500) -> float:
+    """The same of yes/no questions about held-out pictures, all difficulties mixed."""
+    rng = random.Random(8)
+    scenes, pixels = render(run.seed + 1, 500_000, n, run.clip.difficulty)
+    pictures = [Pil.fromarray(p) for p in pixels]
+    return first_token_accuracy(model, renderer, [reading.matching(s, rng) for s in scenes], pictures)
+
+
+@torch.no_grad()
+def first_token_accuracy(
+    model: Any, renderer: Renderer, lessons: list[Example], pictures: list[Pil.Image] | None, size: int = 128
+) -> float:
+    right, total = 0, 0
+    for k in range(0, len(lessons), size):
+        batch = renderer.train_batch(lessons[k : k + size], pictures and pictures[k : k + size])
+        labels = answers_only(batch.pop("labels"))
+        best = model(**batch).logits[:, :-1].argmax(-1)
         first = (labels[:, 1:] != -100) & (labels[:, :-1] == -100)
-        figures[kind] = (best[first] == labels[:, 1:][first]).float().mean().item()
-    return figures
+        right += int((best[first] == labels[:, 1:][first]).sum())
+        total += int(first.sum())
+    return right / total
 
 
 def _tower_file(output: Path) -> Path:
@@ -211,24 +235,33 @@ def _train_or_read_tower(
     return found
 
 
+def new_clip(tokenizer: Any) -> Clip:
+    """The world's towers with fresh weights."""
+    tower = OpenClipVisionModel(OpenClipVisionConfig(dict(VISION), embed_dim=128))
+    return Clip(tower, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], VOCABULARY)
+
+
 def build_base(output: Path, run: BaseRun, report: Callable[[dict[str, float]], None]) -> dict[str, Any]:
     """Make the base and write it with its card (``card.json``); returns the card."""
     torch.manual_seed(run.seed)
     tokenizer = tokenizer_for_world()
-    tower = OpenClipVisionModel(OpenClipVisionConfig(dict(VISION), embed_dim=128))
-    clip = Clip(tower, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], VOCABULARY)
+    clip = new_clip(tokenizer)
+    tower = clip.vision
     vision = _train_or_read_tower(clip, run, output, report)
     language = time.monotonic()
     text_config = language_model(VOCABULARY, tokenizer)
     model, processor = build_llava(tower, text_config, tokenizer, image_size=96, feature_layer=-1)
     train_language(model, processor, run, report)
-    figures = reading_accuracy(model, Renderer(processor), 500)
+    renderer = Renderer(processor)
+    figures = reading_accuracy(model, renderer, 500)
+    seeing = matching_accuracy(model, renderer, run)
     save(model, processor, output)
     for suffix in (".safetensors", ".json"):
         _tower_file(output).with_suffix(suffix).unlink()
     card = {
         "vision": vision,
         "reading": figures,
+        "matching": seeing,
         "run": asdict(run),
         "parameters": sum(p.numel() for p in model.parameters()),
         "language_minutes": round((time.monotonic() - language) / 60, 1),

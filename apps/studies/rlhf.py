@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apps.chain import Scale, chain, claim, scale_of
+from apps.chain import Scale, alone_in, chain, claim, scale_of
 from apps.demo import MODELS, PUBLISHED, REWARDS, status_of
 from apps.gates import passes, read_report
 from apps.scheduler import Progress, Step, run_steps
@@ -290,6 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_results(args.output, ready, status)
         return f"{len(ready)} of {len(args.seeds)} seeds"
 
-    run_steps(steps_of(args.output, args.seeds, scale), on_change=follower(write), every=15.0)
+    with alone_in(args.output):
+        run_steps(steps_of(args.output, args.seeds, scale), on_change=follower(write), every=15.0)
     print((args.output / "tables.md").read_text("utf-8"))
     return 0

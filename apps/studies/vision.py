@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apps.chain import Scale, chain, claim, scale_of
+from apps.chain import Scale, alone_in, chain, claim, scale_of
 from apps.gates import read_report
 from apps.scheduler import Step, run_steps
 from apps.studies.figures import FIGURES, as_markdown, number, over_seeds
@@ -199,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return f"{len(policies(rows))} of {len(args.seeds) * len(levels) * len(ARMS)} policies"
 
     steps = steps_of(args.output, args.seeds, levels, scale)
-    run_steps(steps, on_change=follower(write), every=15.0)
+    with alone_in(args.output):
+        run_steps(steps, on_change=follower(write), every=15.0)
     print((args.output / "tables.md").read_text("utf-8"))
     return 0

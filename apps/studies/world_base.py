@@ -12,12 +12,17 @@ import torch
 
 def main(argv: list[str] | None = None) -> int:
     from align.config import WORLD_BASE
-    from align.contrastive import ClipRun
-    from align.models.world_base import BaseRun, build_base
+    from align.contrastive import ClipRun, compare_terms
+    from align.models.world_base import BaseRun, build_base, new_clip, tokenizer_for_world
 
     parser = argparse.ArgumentParser(prog="world-base", description=__doc__)
     parser.add_argument("--output", type=Path, default=WORLD_BASE)
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument(
+        "--compare-terms",
+        action="store_true",
+        help="only train the encoder with and without the region term, and print what a linear probe reads",
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(min(2, torch.get_num_threads()))
     start = time.monotonic()
@@ -31,6 +36,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.quick
         else BaseRun()
     )
+    if args.compare_terms:
+        tokenizer = tokenizer_for_world()
+        print(compare_terms(lambda: new_clip(tokenizer), run.clip, report))
+        return 0
     print(build_base(args.output, run, report))
     return 0
 

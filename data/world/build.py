@@ -82,11 +82,14 @@ def synthetic_example(scene: Scene, rates: WorldRates) -> Example:
         if kind < 0.3:
             truth = rng.random() < rates.synthetic_yes
             name = rng.choice(scene.objects) if truth else lang.absent(scene, rng)
-            turns.append(lang.yes_no(name, truth))
+            turn = lang.yes_no(name, truth)
         elif kind < 0.36:
-            turns.append(lang.adversarial(scene, rng))
+            turn = lang.adversarial(scene, rng)
         else:
-            turns.append(rng.choice(makers)(scene, rng))
+            turn = rng.choice(makers)(scene, rng)
+        if turn.about is None or turn.about not in {t.about for t in turns}:
+            # the answer to a second question about one thing can be read off the first
+            turns.append(turn)
     if rng.random() < 0.75:
         groups = lang.plant(scene, rng) if rng.random() < rates.planted else None
         turns.insert(
@@ -111,7 +114,7 @@ def human_example(scene: Scene, rng: random.Random) -> Example:
     rationales: list[str] = []
     task = rng.choices(("yesno", "choice", "spotting"), (0.68, 0.13, 0.19))[0]  # 83k : 16k : 23k
     if task == "yesno":
-        turns = [balanced_yes_no(scene, rng) for _ in range(4)]  # independent coins: no turn tells of another
+        turns = lang.yes_no_about(scene, scene.objects, rng)
     elif task == "choice":
         turn, rationales = lang.choice(scene, rng)
         turns = [turn]

@@ -1,8 +1,8 @@
-"""Text-only lessons in the world's language: reading facts and checking a text against them.
+"""The base model's lessons: reading facts, checking a text against them, and looking at a picture.
 
-The base model learns from these that captions tell what is there, before it ever sees a preference.
-They stand in for the reading skill that a pretrained language model brings along; no picture is
-involved, so they teach nothing about seeing.
+They stand in for what a large multimodal model brings along from pretraining: ``glance``, ``questions``
+and ``verify`` are text alone and teach that captions tell what is there; ``captioning``, ``matching`` and
+``looking`` show the picture and are always true and balanced, so a bias has to come from later data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def questions(scene: Scene, rng: random.Random) -> Example:
     """One to five captions as facts, then yes/no about each thing told and not, or one choice."""
     facts = _some_captions(scene, rng)
     told = [n for n in scene.objects if n in lang.mentioned(" ".join(facts))]
-    turns = _yes_no_about(scene, told, rng)
+    turns = lang.yes_no_about(scene, told, rng)
     if rng.random() < 0.25:
         groups = tuple(g for g in scene.groups if g.name in told)
         turns = [lang.choice(Scene(scene.id, scene.theme, scene.environment, groups, 0), rng)[0]]
@@ -50,34 +50,13 @@ def glance(scene: Scene, rng: random.Random) -> Example:
         rng.shuffle(groups)
         facts.append(f"{lang.there(groups)} {lang.listing([lang.located(g) for g in groups])}.")
         told |= {g.name: g for g in groups}
-    return _asked(f"glance/{scene.id}", facts, _yes_no_about(scene, list(told), rng))
-
-
-def _yes_no_about(scene: Scene, told: list[str], rng: random.Random) -> list[lang.Turn]:
-    """One question about each object told and about as many that are not there, shuffled.
-
-    Never twice about one: a name that an earlier question brought up would look like a fact, and a
-    model that is just learning to look up finds no signal in that (measured: yes/no stayed at chance).
-    """
-    gone: list[str] = []
-    while len(gone) < max(1, len(told) + rng.choice((-1, 0, 1))):
-        name = lang.absent(scene, rng, rng.choice(("tempting", "random")))
-        if name not in gone:
-            gone.append(name)
-    turns = [lang.yes_no(n, True) for n in told] + [lang.yes_no(n, False) for n in gone]
-    rng.shuffle(turns)
-    return turns
+    return _asked(f"glance/{scene.id}", facts, lang.yes_no_about(scene, list(told), rng))
 
 
 def _asked(name: str, facts: list[str], turns: list[lang.Turn]) -> Example:
-    messages: list[Message] = []
-    for i, turn in enumerate(turns):
-        lead = facts_lines(facts) + "\n" if i == 0 else ""
-        messages += [
-            Message(role="user", content=lead + turn.question),
-            Message(role="assistant", content=turn.answer),
-        ]
-    return Example(id=name, messages=messages, source="world-reading")
+    first, *rest = _dialogue(turns)
+    first = Message(role="user", content=f"{facts_lines(facts)}\n{first.content}")
+    return Example(id=name, messages=[first, *rest], source="world-reading")
 
 
 def corrupt(scene: Scene, rng: random.Random) -> list[Group]:
@@ -116,6 +95,34 @@ def verify(scene: Scene, rng: random.Random) -> Example:
     ]
     messages = [Message(role=role, content=text) for role, text in turns]  # type: ignore[arg-type]
     return Example(id=f"verify/{scene.id}", messages=messages, source="world-reading")
+
+
+def matching(scene: Scene, rng: random.Random) -> Example:
+    """The picture, then yes/no about each thing in it and as many not: image-text matching in words."""
+    turns = lang.yes_no_about(scene, list(scene.objects), rng)
+    return Example(id=f"match/{scene.id}", messages=_dialogue(turns), source="world-looking")
+
+
+def looking(scene: Scene, rng: random.Random) -> Example:
+    """The picture, then one question about each thing in it: its colour, its place or its number."""
+    groups = list(scene.groups)
+    rng.shuffle(groups)
+    turns = []
+    for group in groups:
+        alone = Scene(scene.id, scene.theme, scene.environment, (group,), 0)
+        make = rng.choices((lang.attribute, lang.relation, lang.counting), (0.45, 0.35, 0.2))[0]
+        turns.append(make(alone, rng))
+    return Example(id=f"look/{scene.id}", messages=_dialogue(turns), source="world-looking")
+
+
+def _dialogue(turns: list[lang.Turn]) -> list[Message]:
+    messages: list[Message] = []
+    for turn in turns:
+        messages += [
+            Message(role="user", content=turn.question),
+            Message(role="assistant", content=turn.answer),
+        ]
+    return messages
 
 
 def captioning(scene: Scene, rng: random.Random) -> Example:

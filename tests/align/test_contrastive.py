@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from align import contrastive
-from align.contrastive import Clip, ClipRun, normalise, region_accuracy, regions, render, train
+from align.contrastive import Clip, ClipRun, normalise, probe, region_accuracy, regions, render, train
 from align.models.vision import OPENAI_MEAN, OPENAI_STD, OpenClipVisionConfig, OpenClipVisionModel
 from data.world import language as lang
 from data.world.draw import draw_scene
@@ -127,6 +127,32 @@ def test_region_accuracy_of_a_perfect_and_a_blind_encoder(
     all_groups = [g for s in scenes for g in s.groups for _ in g.cells]
     red = sum(g.colour == "red" for g in all_groups) / len(all_groups)
     assert region_accuracy(clip, scenes, pixels)["colour"] == pytest.approx(red)
+
+
+def test_a_probe_reads_names_that_stand_in_the_grid_and_no_others(
+    clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(2)
+    width = len(contrastive.OBJECTS)
+
+    def grids(scenes: list[Scene], told: bool) -> torch.Tensor:
+        noise = torch.randn(len(scenes), 1 + clip.cells.numel(), width)
+        for row, scene in enumerate(scenes):
+            for group in scene.groups:
+                for cell in group.cells:
+                    at = 1 + clip.cells[cell]
+                    noise[row, at, contrastive.OBJECTS.index(group.name)] += 20.0 * told
+        return noise
+
+    parts = [[sample_scene(6, i) for i in range(n, n + 120)] for n in (0, 120)]
+    pixels = np.zeros((120, 8, 8, 3), np.uint8)
+    found = {}
+    for told in (True, False):
+        made = iter([grids(part, told) for part in parts])
+        monkeypatch.setattr(Clip, "grid", lambda self, pixels, made=made: next(made))
+        found[told] = probe(clip, *[(part, pixels) for part in parts])
+    assert found[True] > 0.95
+    assert found[False] < 0.2
 
 
 def test_training_lowers_the_loss_and_repeats(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:

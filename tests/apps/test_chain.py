@@ -14,7 +14,18 @@ import pytest
 from align import config
 from align.config import EvalSettings, PpoSettings, RewardSettings, RunSettings, SampleSettings, SftSettings
 from apps import demo
-from apps.chain import QUICK, STAGES, ChainError, Scale, chain, claim, make_labels, run_stage, scale_of
+from apps.chain import (
+    QUICK,
+    STAGES,
+    ChainError,
+    Scale,
+    alone_in,
+    chain,
+    claim,
+    make_labels,
+    run_stage,
+    scale_of,
+)
 from apps.scheduler import Progress, Step, check_graph
 from apps.studies import rlhf
 from data.jsonl import read_json, read_records, write_records
@@ -261,3 +272,11 @@ def test_the_page_and_the_study_read_a_finished_chain(finished: tuple[Path, list
     assert not (root / "data/images").exists() and not list(root.glob("*/trainer"))
     assert rlhf.read_seed(root, 3) == seed
     assert len(rlhf.tables([seed])) == 3
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    with alone_in(tmp_path):
+        with pytest.raises(ChainError, match="another process is at work"), alone_in(tmp_path):
+            pass
+    with alone_in(tmp_path):
+        pass

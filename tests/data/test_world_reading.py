@@ -10,6 +10,7 @@ import pytest
 from data.schema import Example, Facts
 from data.world import language as lang
 from data.world import reading
+from data.world.annotators import rate
 from data.world.scene import Scene, sample_scene
 
 SCENES = [sample_scene(61, i) for i in range(400)]
@@ -108,7 +109,13 @@ def test_captioning_tells_the_truth_in_both_orders() -> None:
 
 
 def test_lessons_are_fixed_by_their_random_numbers() -> None:
-    for make in (reading.questions, reading.verify, reading.captioning):
+    for make in (
+        reading.questions,
+        reading.verify,
+        reading.captioning,
+        reading.matching,
+        reading.looking,
+    ):
         assert make(SCENES[0], random.Random(5)) == make(SCENES[0], random.Random(5))
 
 
@@ -137,3 +144,28 @@ def test_a_right_answer_to_verify_says_only_what_its_captions_tell() -> None:
         seen.add(verdict)
         assert supported or verdict == "No"
     assert seen == {"Yes", "No"}
+
+
+def test_matching_asks_once_about_each_thing_and_as_often_about_what_is_missing() -> None:
+    answers: list[str] = []
+    for scene, lesson in lessons(reading.matching):
+        asked = [lang.mentioned(m.content)[0] for m in lesson.messages[::2]]
+        assert len(asked) == len(set(asked)) and set(scene.objects) <= set(asked)
+        for name, answer in zip(asked, lesson.messages[1::2], strict=True):
+            assert answer.content == ("Yes" if name in scene.objects else "No")
+            answers.append(answer.content)
+    assert 0.45 < answers.count("Yes") / len(answers) < 0.55
+
+
+def test_looking_asks_for_colour_place_and_number_of_each_thing() -> None:
+    kinds = set()
+    for scene, lesson in lessons(reading.looking):
+        about = []
+        for question, answer in zip(lesson.messages[::2], lesson.messages[1::2], strict=True):
+            kind, name = lang.question_kind(question.content)
+            assert name is not None
+            about.append(name)
+            kinds.add(kind)
+            assert rate(scene, kind, name, answer.content, answer.content)[0] == 6
+        assert sorted(about) == sorted(scene.objects)
+    assert kinds == {"attribute", "relation", "counting"}
