@@ -8,6 +8,7 @@ so an interrupted chain is continued by starting it again. ``apps.scheduler`` ru
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def claim(folder: Path, name: str, wanted: Mapping[str, Any]) -> None:
     if keys:
         differing = ", ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} now" for k in keys)
         raise ChainError(
-            f"{folder}: belongs to a run of another size or seed ({differing}); "
+            f"{folder}: belongs to a run of another size, seed or version ({differing}); "
             "choose another output, or delete the folder"
         )
 
@@ -194,7 +195,27 @@ def chain(
 def scale_of(quick: bool, **settings: Any) -> tuple[Scale, dict[str, Any]]:
     """The sizes of a quick or a full run, and what its output folder is claimed for."""
     scale = QUICK if quick else Scale()
-    return scale, {**settings, **asdict(scale)}
+    return scale, {**settings, **asdict(scale), "shipped": shipped()}
+
+
+def shipped() -> str:
+    """A fingerprint of what decides a chain's figures beside its sizes and seed.
+
+    Recipes, the data's rates, the labelers and the base's weights: a folder that was begun under others is
+    not continued, so that no table mixes the two.
+    """
+    from align.config import WORLD_BASE
+    from data.world.annotators import Labeler
+    from data.world.build import WorldRates
+
+    files = [
+        *sorted((Path(__file__).parent / "recipes/world").glob("*.yaml")),
+        WORLD_BASE / "model.safetensors",
+    ]
+    digest = hashlib.sha256(f"{WorldRates()} {Labeler()}".encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 # --- what a worker runs ---

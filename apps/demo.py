@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def run(output: Path, seed: int = 0, quick: bool = False, scale: Scale | None = 
         ChainError: ``output`` belongs to a demo of another seed or size, or holds other files.
         StepError: a step failed; the page says so too.
     """
-    sizes, wanted = scale_of(quick, seed=seed) if scale is None else (scale, {"seed": seed, **vars(scale)})
+    sizes, wanted = scale_of(quick, seed=seed)
+    if scale is not None:
+        sizes, wanted = scale, wanted | asdict(scale)
     claim(output, "demo.json", wanted)
     page = output / "report.html"
     print(f"the page: {page}", flush=True)

@@ -8,6 +8,7 @@ and no preference.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
@@ -222,17 +223,21 @@ def _tower_file(output: Path) -> Path:
 def _train_or_read_tower(
     clip: Clip, run: BaseRun, output: Path, report: Callable[[dict[str, float]], None]
 ) -> dict[str, float]:
-    """Train the encoder; an interrupted build finds it again and goes on with the language model."""
+    """Train the encoder; an interrupted build of the same settings finds it and goes on after it."""
     path = _tower_file(output)
-    if path.exists():
+    note = path.with_suffix(".json")
+    settings = json.loads(json.dumps(asdict(run.clip)))
+    if path.exists() and note.exists() and (kept := read_json(note))["settings"] == settings:
         load_model(clip.vision, path)
-        return read_json(path.with_suffix(".json"))
+        return kept["figures"]
     start = time.monotonic()
-    found = train(clip, run.clip, report)
-    found["minutes"] = round((time.monotonic() - start) / 60, 1)
+    figures = train(clip, run.clip, report)
+    figures["minutes"] = round((time.monotonic() - start) / 60, 1)
+    # the note goes last: a tower without one is not used
+    note.unlink(missing_ok=True)
     save_model(clip.vision, str(path))
-    write_json(path.with_suffix(".json"), found)
-    return found
+    write_json(note, {"settings": settings, "figures": figures})
+    return figures
 
 
 def new_clip(tokenizer: Any) -> Clip:

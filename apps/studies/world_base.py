@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     from align.models.world_base import BaseRun, build_base, new_clip, tokenizer_for_world
 
     parser = argparse.ArgumentParser(prog="world-base", description=__doc__)
-    parser.add_argument("--output", type=Path, default=WORLD_BASE)
+    parser.add_argument("--output", type=Path, help="default: the shipped base, with --quick runs/world_base")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     parser.add_argument(
         "--compare-terms",
@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         tokenizer = tokenizer_for_world()
         print(compare_terms(lambda: new_clip(tokenizer), run.clip, report))
         return 0
-    print(build_base(args.output, run, report))
+    output = args.output or (Path("runs/world_base") if args.quick else WORLD_BASE)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    print(build_base(output, run, report))
     return 0
 
 

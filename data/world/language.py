@@ -53,11 +53,12 @@ def listing(parts: list[str]) -> str:
 def mentioned(text: str) -> list[str]:
     """Objects that the text claims to be there, in order, with repeats.
 
-    A name that follows a negation inside its sentence (``there is no cat``) is no claim.
+    A name that follows a negation inside its clause (``there is no cat``) is no claim; ``but`` and
+    ``there`` begin a new one, commas do not (``no cat, dog or bird``).
     """
     found, negated = [], False
     for word in _WORD.findall(text.lower()):
-        if word in ".!?;":
+        if word in ".!?;" or word in ("but", "there"):
             negated = False
         elif word in _NEGATIONS or word.endswith(("'t", "’t")):
             negated = True

@@ -147,12 +147,22 @@ def test_a_folder_belongs_to_one_seed_and_size(tmp_path: Path) -> None:
     claim(folder, "demo.json", wanted)
     claim(folder, "demo.json", wanted)
     with pytest.raises(
-        ChainError, match=r"another size or seed \(seed: 1 there, 2 now\); choose another output"
+        ChainError, match=r"another size, seed or version \(seed: 1 there, 2 now\); choose another output"
     ):
         claim(folder, "demo.json", wanted | {"seed": 2})
     with pytest.raises(ChainError, match=r"sft: 240 there, 8000 now"):
         claim(folder, "demo.json", scale_of(False, seed=1)[1])
     assert read_json(folder / "demo.json") == wanted
+
+
+def test_a_folder_of_other_recipes_rates_or_weights_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "demo"
+    claim(folder, "demo.json", scale_of(True, seed=1)[1])
+    monkeypatch.setattr(WorldRates, "__str__", lambda self: "other rates")
+    with pytest.raises(ChainError, match=r"version \(shipped: "):
+        claim(folder, "demo.json", scale_of(True, seed=1)[1])
 
 
 def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
