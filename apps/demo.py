@@ -13,6 +13,7 @@ from typing import Any
 
 from apps.chain import Scale, alone_in, chain, claim, scale_of
 from apps.gates import read_report
+from apps.paired import MODELS, descriptions, pope
 from apps.scheduler import Progress, run_steps
 from data.jsonl import read_json
 from data.world.annotators import false_objects
@@ -35,8 +36,6 @@ from evals.report import (
     write_report,
 )
 
-#: a model's name on the page -> the step that evaluated it
-MODELS = {"SFT": "eval_sft", "SFT+": "eval_sft_plus", "RLHF": "eval_ppo", "Fact-RLHF": "eval_ppo_fact"}
 #: Table 9.5 (7B; RLHF with the 13B reward model): POPE F1 and MMHal score
 PUBLISHED = {"SFT": (76.0, 1.3), "SFT+": (82.7, 1.8), "RLHF": (82.7, 1.8), "Fact-RLHF": (81.5, 2.1)}
 LABELS = {
@@ -50,6 +49,8 @@ LABELS = {
     "ppo": "PPO (RLHF)",
     "ppo_fact": "PPO (Fact-RLHF)",
 }
+#: the differences that the page shows, the first minus the second
+STAGES = (("SFT+", "SFT"), ("RLHF", "SFT+"), ("Fact-RLHF", "SFT+"), ("Fact-RLHF", "RLHF"))
 REWARDS = {"reward": "plain", "reward_fact": "fact-augmented"}
 #: metric of PPO -> its chart's title
 CURVES = {
@@ -124,6 +125,8 @@ def build_page(root: Path, state: Progress, seconds: float) -> Page:
     sections: list[Section] = [Text(_INTRO)]
     if found:
         sections += [main_table(found), describe_table(found)]
+        if changes := change_table(root, tuple(found)):
+            sections.append(changes)
     rewards = {name: report for name in REWARDS if (report := read_report(root, name))}
     if rewards:
         sections.append(reward_table(rewards))
@@ -190,6 +193,27 @@ def describe_table(found: Mapping[str, dict[str, Any]]) -> Table:
     columns = ["model", "decoding", "n", "with a false object", "CHAIR_i", "recall", "repeats", "words"]
     note = "With a false object: share of descriptions that name something absent."
     return Table("Free descriptions", columns, rows, note)
+
+
+@functools.lru_cache(maxsize=1)
+def change_table(root: Path, names: tuple[str, ...]) -> Table | None:
+    """What each stage changed, paired by picture; None while fewer than two models are evaluated.
+
+    ``names``: evaluated models; what they said does not change any more, hence the cache.
+    """
+    rows: list[list[Any]] = []
+    for a, b in STAGES:
+        if a not in names or b not in names:
+            continue
+        said = descriptions(root, a, b)["t0.7"]
+        changed = [said["differences"][figure] for figure in ("hallucination_rate", "chair_i", "recall")]
+        matched = said["matched_recall"]["hallucination_rate"]["difference"]
+        cells = [interval_from(x) for x in (pope(root, a, b)["f1"], *changed, matched)]
+        rows.append([f"{a} − {b}", *cells])
+    columns = ["difference", "POPE F1", "with a false object", "CHAIR_i", "recall",
+               "with a false object, at matched recall"]  # fmt: skip
+    note = "Paired by picture; descriptions at T = 0.7. Where 0 lies in an interval, nothing is shown."
+    return Table("What each stage changed", columns, rows, note) if rows else None
 
 
 def reward_table(reports: Mapping[str, dict[str, Any]]) -> Table:

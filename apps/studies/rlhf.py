@@ -9,7 +9,6 @@ leave out the seeds that hold them.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -18,24 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from apps.chain import Scale, alone_in, chain, claim, scale_of
-from apps.demo import MODELS, PUBLISHED, REWARDS, status_of
+from apps.demo import PUBLISHED, REWARDS, status_of
 from apps.gates import passes, read_report
+from apps.paired import DECODING, MODELS, descriptions
 from apps.scheduler import Progress, Step, run_steps
 from apps.studies.figures import FIGURES, as_markdown, number, over_seeds, value
 from data.jsonl import read_json, write_json, write_text
-from data.schema import Image
-from data.world.build import read_scenes
-from data.world.language import mentioned
-from evals.objects import ObjectBenchmark
 from evals.report import Bars, Page, Section, Status, Table, Text, write_report
-from evals.runner import EvalItem
 
 #: under this recall (descriptions, T = 0.7) a policy counts as silent
 SILENT = 0.1
 #: compared models, the first minus the second
 PAIRS = (("Fact-RLHF", "RLHF"), ("RLHF", "SFT+"), ("Fact-RLHF", "SFT+"))
-#: decoding's name in the tables -> its folder in an evaluation
-DECODING = {"T = 0.7": "t0.7", "greedy": "t0"}
 
 
 @dataclass(frozen=True)
@@ -93,30 +86,8 @@ def drop_pictures(root: str) -> None:
 def compare_all(root: str) -> None:
     """Write ``compare.json``: each of ``PAIRS`` compared on the descriptions, by decoding."""
     folder = Path(root)
-    found = {f"{a} − {b}": compare(folder, a, b) for a, b in PAIRS}
+    found = {f"{a} − {b}": descriptions(folder, a, b) for a, b in PAIRS}
     write_json(folder / "compare.json", found)
-
-
-def compare(folder: Path, a: str, b: str) -> dict[str, Any]:
-    """Model ``a`` minus ``b``, paired by picture, also at matched recall; by decoding's folder.
-
-    Needs the two evaluations and the scenes, not the pictures.
-    """
-    scenes = read_scenes(folder / "data")
-    found = {}
-    for how in DECODING.values():
-        rows = {m: _descriptions(folder / MODELS[m] / how / "responses.jsonl") for m in (a, b)}
-        images = {row["id"]: row["image"] for row in rows[a]}
-        items = tuple(EvalItem(i, Image(id=image, path=f"{image}.png"), "") for i, image in images.items())
-        truth = {image: scenes[image].objects for image in images.values()}
-        said = [{row["id"]: row["response"] for row in rows[m]} for m in (a, b)]
-        found[how] = ObjectBenchmark(items, truth, mentioned).compare(*said)
-    return found
-
-
-def _descriptions(path: Path) -> list[dict[str, str]]:
-    rows = (json.loads(line) for line in path.read_text("utf-8").splitlines())
-    return [row for row in rows if row["benchmark"] == "describe"]
 
 
 def read_seed(folder: Path, seed: int) -> Seed | None:

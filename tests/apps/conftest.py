@@ -53,9 +53,17 @@ def descriptions(*values: float) -> dict[str, Any]:
 
 @pytest.fixture
 def write_evaluation() -> WriteEvaluation:
-    """``write(folder, start, said)``: figures that all differ, counted up from ``start`` in hundredths."""
+    """``write(folder, start, said)``: figures that all differ, counted up from ``start`` in hundredths.
 
-    def write(folder: Path, start: float, said: dict[str, str] | None = None) -> dict[str, Any]:
+    ``said``: picture -> description; ``yes_no``: id of a POPE question -> answer.
+    """
+
+    def write(
+        folder: Path,
+        start: float,
+        said: dict[str, str] | None = None,
+        yes_no: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
         def at(k: int) -> float:
             return round(start + k / 100, 4)
 
@@ -79,11 +87,13 @@ def write_evaluation() -> WriteEvaluation:
             }
             for name, text in (said or {}).items()
         ]
-        for how in ("t0", "t0.7"):
+        asked = [
+            {"benchmark": "pope", "id": name, "image": "w", "question": "Is there?", "response": text}
+            for name, text in (yes_no or {}).items()
+        ]
+        for how, answered in (("t0", rows + asked), ("t0.7", rows)):
             (folder / how).mkdir(parents=True, exist_ok=True)
-            (folder / how / "responses.jsonl").write_text(
-                "".join(json.dumps(row | {"benchmark": "describe"}) + "\n" for row in rows)
-            )
+            (folder / how / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return benchmarks
 
     return write

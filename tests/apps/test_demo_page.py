@@ -12,7 +12,7 @@ import pytest
 
 from apps import chain as chain_module
 from apps import cli, demo
-from apps.chain import QUICK, chain
+from apps.chain import POPE_SPLITS, QUICK, chain
 from apps.scheduler import Progress, Step, StepError
 from data.jsonl import write_lines
 from data.world.build import read_scenes
@@ -119,9 +119,18 @@ def test_gallery_shows_errors_first_and_marks_them(
         for i, scene in enumerate(scenes)
     }
     denied = {scene.id: f"there is no {absent[i]} <b>here</b>" for i, scene in enumerate(scenes)}
-    write_evaluation(tmp_path / "eval_sft", 0.1, said)
-    write_evaluation(tmp_path / "eval_sft_plus", 0.1, denied)
+    right = {
+        f"{split}/{row['question_id']}": row["label"]
+        for split in POPE_SPLITS
+        for row in map(json.loads, (world / f"eval/pope_{split}.jsonl").read_text().splitlines())
+    }
+    write_evaluation(tmp_path / "eval_sft", 0.1, said, dict.fromkeys(right, "Yes"))
+    write_evaluation(tmp_path / "eval_sft_plus", 0.1, denied, right)
     page = demo.build_page(tmp_path, progress(tmp_path), 0)
+    # always yes is right in half of the questions: F1 2/3; seven of twelve descriptions were false
+    change = table(page, "What each stage changed").rows
+    assert [row[0] for row in change] == ["SFT+ − SFT"]
+    assert [cell.value for cell in change[0][1:3]] == pytest.approx([1 - 2 / 3, -7 / 12])
     gallery = next(s for s in page.sections if isinstance(s, Gallery))
     marked = [item.answers["SFT"].pieces for item in gallery.items]
     shown = [*range(2), *range(5, 11)]

@@ -14,6 +14,7 @@ from apps import cli
 from apps.chain import Scale, chain
 from apps.demo import MODELS
 from apps.gates import GATE
+from apps.paired import descriptions
 from apps.scheduler import Progress, Step, check_graph
 from apps.studies import rlhf, vision
 from apps.studies.figures import FIGURES, as_markdown, over_seeds, t95, yes_ratio
@@ -187,7 +188,7 @@ def test_a_seed_without_its_pictures_is_still_read(tmp_path: Path, write_seed: C
     assert not any((folder / name).exists() for name in heavy)
     assert all((folder / name).exists() for name in kept)
     assert before is not None and rlhf.read_seed(folder, 0) == before
-    assert rlhf.compare(folder, "RLHF", "SFT+") == before.matched["RLHF − SFT+"]
+    assert descriptions(folder, "RLHF", "SFT+") == before.matched["RLHF − SFT+"]
 
 
 # --- the main study: tables ---
