@@ -93,7 +93,7 @@ def write_evaluation() -> WriteEvaluation:
         ]
         for how, answered in (("t0", rows + asked), ("t0.7", rows)):
             (folder / how).mkdir(parents=True, exist_ok=True)
-            (folder / how / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            (folder / how / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answered))
         return benchmarks
 
     return write
