@@ -37,8 +37,8 @@ class ChainError(ValueError):
 class Scale:
     """Sizes of one chain (records, pictures, PPO steps); the default is the demo's."""
 
-    sft: int = 8000
-    human: int = 5000
+    sft: int = 5000
+    human: int = 3500
     pairs: int = 4000
     prompts: int = 3000
     describe: int = 1000

@@ -33,8 +33,8 @@ _STREAMS = {"sft": 0, "human": 1, "pairs": 2, "prompts": 3, "eval": 4}
 
 @dataclass(frozen=True)
 class WorldSizes:
-    sft: int = 6000
-    human: int = 4000
+    sft: int = 5000
+    human: int = 3500
     pairs: int = 4000
     prompts: int = 3000
     describe: int = 1000
@@ -43,13 +43,13 @@ class WorldSizes:
 
 @dataclass(frozen=True)
 class WorldRates:
-    """How the machine-written data errs; still being calibrated by POPE of SFT and SFT+."""
+    """How the machine-written data errs. Chosen by POPE of SFT and SFT+ alone (apps/studies/PROTOCOL.md)."""
 
     #: share of machine-written descriptions with one false object
     planted: float = 0.3
     #: share of machine-written yes/no questions whose object is there
-    synthetic_yes: float = 0.8
-    difficulty: float = 0.5
+    synthetic_yes: float = 0.9
+    difficulty: float = 0.65
 
 
 def scene_seed(seed: int, split: str) -> int:
