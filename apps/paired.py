@@ -34,15 +34,17 @@ def descriptions(folder: Path, a: str, b: str) -> dict[str, Any]:
         images = {row["id"]: row["image"] for row in rows[a]}
         items = tuple(EvalItem(i, Image(id=image, path=f"{image}.png"), "") for i, image in images.items())
         truth = {image: scenes[image].objects for image in images.values()}
-        found[how] = ObjectBenchmark(items, truth, mentioned).compare(*_said(rows, a, b))
+        said_a, said_b = _said(rows, a, b)
+        found[how] = ObjectBenchmark(items, truth, mentioned).compare(said_a, said_b)
     return found
 
 
 def pope(folder: Path, a: str, b: str) -> dict[str, Any]:
     """Model ``a`` minus ``b`` on POPE's three splits, by the official rule: F1 and McNemar's test."""
     rows = {m: _rows(folder / MODELS[m] / "t0" / "responses.jsonl", "pope") for m in (a, b)}
-    splits = [read_split(folder / f"data/eval/pope_{name}.jsonl") for name in POPE_SPLITS]
-    return PopeBenchmark(splits).compare(*_said(rows, a, b))
+    splits = tuple(read_split(folder / f"data/eval/pope_{name}.jsonl") for name in POPE_SPLITS)
+    said_a, said_b = _said(rows, a, b)
+    return PopeBenchmark(splits).compare(said_a, said_b)
 
 
 def _said(rows: Mapping[str, list[dict[str, str]]], *models: str) -> list[dict[str, str]]:
