@@ -44,9 +44,10 @@ class BaseRun:
     first_steps: int = 1300
     glances: int = 12
     steps: int = 1500
-    captions: int = 8
-    matches: int = 16
-    looks: int = 6
+    captions: int = 10
+    matches: int = 12
+    looks: int = 4
+    checks: int = 8
     texts: int = 8
     #: weight of every word of the lessons beside their answers
     words: float = 0.1
@@ -106,7 +107,7 @@ def train_language(
 ) -> None:
     """Projector and language model over the frozen tower.
 
-    Token means are added: captions, matching and looking of pictures, answers of the text lessons, and
+    Token means are added: captions of pictures and answers about them, answers of the text lessons, and
     every word of their text; five captions of one scene repeat each other, and predicting them teaches
     to look up.
     """
@@ -132,10 +133,13 @@ def train_language(
                 (reading.captioning, run.captions),
                 (reading.matching, run.matches),
                 (reading.looking, run.looks),
+                (reading.checking, run.checks),
             ):
                 rows = [rng.randrange(len(scenes)) for _ in range(count)]
                 shown = [make(scenes[i], rng) for i in rows]
                 seen = renderer.train_batch(shown, [Pil.fromarray(pixels[i]) for i in rows])
+                if make is reading.checking:
+                    seen["labels"] = answers_only(seen["labels"])
                 picture_loss = model(**seen).loss
                 loss = loss + picture_loss
                 figures[make.__name__] = picture_loss.item()
@@ -193,12 +197,15 @@ def reading_accuracy(model: Any, renderer: Renderer, n: int = 128) -> dict[str, 
     }
 
 
-def matching_accuracy(model: Any, renderer: Renderer, run: BaseRun, n: int = 500) -> float:
-    """The same of yes/no questions about held-out pictures, all difficulties mixed."""
+def seeing_accuracy(model: Any, renderer: Renderer, run: BaseRun, n: int = 500) -> dict[str, float]:
+    """The same of lessons with held-out pictures, all difficulties mixed."""
     rng = random.Random(8)
     scenes, pixels = render(run.seed + 1, 500_000, n, run.clip.difficulty)
     pictures = [Pil.fromarray(p) for p in pixels]
-    return first_token_accuracy(model, renderer, [reading.matching(s, rng) for s in scenes], pictures)
+    return {
+        make.__name__: first_token_accuracy(model, renderer, [make(s, rng) for s in scenes], pictures)
+        for make in (reading.matching, reading.checking)
+    }
 
 
 @torch.no_grad()
@@ -259,14 +266,14 @@ def build_base(output: Path, run: BaseRun, report: Callable[[dict[str, float]], 
     train_language(model, processor, run, report)
     renderer = Renderer(processor)
     figures = reading_accuracy(model, renderer, 500)
-    seeing = matching_accuracy(model, renderer, run)
+    seeing = seeing_accuracy(model, renderer, run)
     save(model, processor, output)
     for suffix in (".safetensors", ".json"):
         _tower_file(output).with_suffix(suffix).unlink()
     card = {
         "vision": vision,
         "reading": figures,
-        "matching": seeing,
+        "seeing": seeing,
         "run": asdict(run),
         "parameters": sum(p.numel() for p in model.parameters()),
         "language_minutes": round((time.monotonic() - language) / 60, 1),

@@ -49,7 +49,7 @@ class WorldRates:
     planted: float = 0.3
     #: share of machine-written yes/no questions whose object is there
     synthetic_yes: float = 0.9
-    difficulty: float = 0.65
+    difficulty: float = 0.6
 
 
 def scene_seed(seed: int, split: str) -> int:

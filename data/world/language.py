@@ -6,7 +6,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from data.world.scene import CELLS, COLOURS, ENVIRONMENTS, OBJECTS, PARTNERS, THEMES, Group, Scene
+from data.world.scene import CELLS, COLOURS, ENVIRONMENTS, OBJECTS, PARTNERS, THEMES, Group, Scene, told_order
 
 NUMBERS = ("no", "one", "two", "three")
 PLURALS = {name: name + ("es" if name.endswith(("ch", "x")) else "s") for name in OBJECTS} | {
@@ -89,7 +89,7 @@ def captions(scene: Scene, seed: int = 0, n: int = 5) -> list[str]:
 
 
 def describe(scene: Scene, rng: random.Random, groups: list[Group] | None = None) -> str:
-    """A full description in reading order. ``groups`` may hold things that are not there."""
+    """A full description, things in one fixed order. ``groups`` may hold some that are not there."""
     groups = list(scene.groups) if groups is None else groups
     parts = listing([located(g) for g in groups])
     style = rng.randrange(3)
@@ -123,7 +123,7 @@ def plant(scene: Scene, rng: random.Random) -> list[Group]:
     """The scene's groups with one false object put among them, as machine-written data would."""
     free = [c for c in range(9) if all(c not in g.cells for g in scene.groups)] or [4]
     false = Group(absent(scene, rng, "tempting"), rng.choice(COLOURS), (rng.choice(free),))
-    return sorted([*scene.groups, false], key=lambda g: g.cells[0])
+    return sorted([*scene.groups, false], key=told_order)
 
 
 @dataclass(frozen=True)

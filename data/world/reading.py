@@ -1,8 +1,8 @@
 """The base model's lessons: reading facts, checking a text against them, and looking at a picture.
 
 They stand in for what a large multimodal model brings along from pretraining: ``glance``, ``questions``
-and ``verify`` are text alone and teach that captions tell what is there; ``captioning``, ``matching`` and
-``looking`` show the picture and are always true and balanced, so a bias has to come from later data.
+and ``verify`` are text alone and teach that captions tell what is there; ``captioning``, ``matching``,
+``looking`` and ``checking`` show the picture. All are true or balanced: a bias has to come from later data.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 
 from data.schema import Example, Message
 from data.world import language as lang
-from data.world.scene import COLOURS, Group, Scene
+from data.world.scene import COLOURS, Group, Scene, told_order
 
 #: the evaluation turn of the world's reward models; ``{facts}`` is empty for a plain one
 TEMPLATE = "{facts}\nIs this answer correct?"
@@ -68,33 +68,41 @@ def corrupt(scene: Scene, rng: random.Random) -> list[Group]:
             i = rng.randrange(len(groups))
             groups[i] = Group(name, groups[i].colour, groups[i].cells)
         else:
-            groups.insert(
-                rng.randrange(len(groups) + 1), Group(name, rng.choice(COLOURS), (rng.randrange(9),))
-            )
-    return groups
+            groups.append(Group(name, rng.choice(COLOURS), (rng.randrange(9),)))
+    # a false object out of order would give itself away
+    return sorted(groups, key=told_order)
 
 
 def verify(scene: Scene, rng: random.Random) -> Example:
-    """A description, true or not and whole or in part, then captions and ``Is this answer correct?``."""
+    """A description, true or not and whole or in part, then captions and ``Is this answer correct?``.
+
+    A right one says nothing that the captions do not tell.
+    """
     facts = [lang.caption(scene, rng) for _ in range(rng.randint(3, 5))]
+    told = lang.mentioned(" ".join(facts))
+    return _judged(f"verify/{scene.id}", scene, [g for g in scene.groups if g.name in told], facts, rng)
+
+
+def checking(scene: Scene, rng: random.Random) -> Example:
+    """The picture and a description, true or not, then ``Is this answer correct?``; half with captions."""
+    if rng.random() < 0.5:
+        return verify(scene, rng)
+    return _judged(f"check/{scene.id}", scene, list(scene.groups), [], rng)
+
+
+def _judged(name: str, scene: Scene, known: list[Group], facts: list[str], rng: random.Random) -> Example:
+    """One lesson in judging; a right description names the ``known`` groups or, at times, one fewer."""
     right = rng.random() < 0.5
-    if right:
-        # a right answer says nothing that the captions do not tell
-        told = lang.mentioned(" ".join(facts))
-        groups = [g for g in scene.groups if g.name in told]
-        if len(groups) > 1 and rng.random() < 0.4:
-            groups.pop(rng.randrange(len(groups)))
-    else:
-        groups = corrupt(scene, rng)
-    known = Scene(scene.id, scene.theme, scene.environment, scene.groups, 0)
+    groups = known if right else corrupt(scene, rng)
+    if right and len(groups) > 1 and rng.random() < 0.4:
+        groups.pop(rng.randrange(len(groups)))
+    bare = Scene(scene.id, scene.theme, scene.environment, scene.groups, 0)
+    question = TEMPLATE.replace("{facts}", facts_lines(facts) if facts else "").strip()
     turns = [
-        ("user", rng.choice(lang.DESCRIBE)),
-        ("assistant", lang.describe(known, rng, groups)),
-        ("user", TEMPLATE.replace("{facts}", facts_lines(facts))),
-        ("assistant", "Yes" if right else "No"),
+        lang.Turn("holistic", rng.choice(lang.DESCRIBE), lang.describe(bare, rng, groups)),
+        lang.Turn("verify", question, "Yes" if right else "No"),
     ]
-    messages = [Message(role=role, content=text) for role, text in turns]  # type: ignore[arg-type]
-    return Example(id=f"verify/{scene.id}", messages=messages, source="world-reading")
+    return Example(id=name, messages=_dialogue(turns), source="world-reading")
 
 
 def matching(scene: Scene, rng: random.Random) -> Example:
