@@ -150,7 +150,7 @@ def test_a_folder_belongs_to_one_seed_and_size(tmp_path: Path) -> None:
         ChainError, match=r"another size, seed or version \(seed: 1 there, 2 now\); choose another output"
     ):
         claim(folder, "demo.json", wanted | {"seed": 2})
-    with pytest.raises(ChainError, match=r"sft: 240 there, 8000 now"):
+    with pytest.raises(ChainError, match=r"sft: 240 there, 5000 now"):
         claim(folder, "demo.json", scale_of(False, seed=1)[1])
     assert read_json(folder / "demo.json") == wanted
 
@@ -271,8 +271,9 @@ def test_the_page_and_the_study_read_a_finished_chain(finished: tuple[Path, list
     page = demo.build_page(root, state, 61.0)
     titles = [section.title for section in page.sections]
     assert [t for t in titles if t] == [
-        "Yes/no questions and open questions", "Free descriptions", "Reward models on held-out pairs",
-        "SFT: training loss", *demo.CURVES.values(), "What the models say (temperature 0.7)",
+        "Yes/no questions and open questions", "Free descriptions", "What each stage changed",
+        "Reward models on held-out pairs", "SFT: training loss", *demo.CURVES.values(),
+        "What the models say (temperature 0.7)",
     ]  # fmt: skip
     assert page.status is not None and (page.status.text, page.status.running) == ("finished", False)
     assert len(demo.summary(root).splitlines()) == 2 + len(demo.MODELS)
