@@ -3,7 +3,6 @@ is the base with its adapters off. A reward model of another base keeps its own 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from align.checkpoint import load_state, load_tensors, save_state, save_tensors
 from align.config import PpoSettings
+from align.folders import new_folder
 from align.generate import Generated, Item, join
 from align.models.lmm import (
     Batch,
@@ -24,7 +24,6 @@ from align.models.lmm import (
     hidden_states,
     load,
     move,
-    swap_in,
     token_logprobs,
     use_adapter,
 )
@@ -170,13 +169,10 @@ class Actors:
 
     def save_policy(self, directory: Path, card: str, settings: PpoSettings) -> Path:
         """Write the policy's adapter (PEFT's layout), its base and its card; complete or not at all."""
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temp = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-        write_adapter(self.lmm.model, POLICY, temp / "new")
-        write_json(temp / "new" / "policy.json", {"model": settings.model.model_dump(mode="json")})
-        write_text(temp / "new" / "README.md", card)
-        swap_in(temp / "new", directory)
-        temp.rmdir()
+        with new_folder(directory) as folder:
+            write_adapter(self.lmm.model, POLICY, folder)
+            write_json(folder / "policy.json", {"model": settings.model.model_dump(mode="json")})
+            write_text(folder / "README.md", card)
         return directory
 
 

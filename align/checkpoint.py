@@ -2,16 +2,19 @@
 
     settings.yaml     the resolved settings; a directory belongs to one set of them
     meta.json         stage, and for every start the git commit and the package versions
+    rejects.jsonl     the bad records that were left out, and why
     metrics.jsonl     one line for each logged step
     tensorboard/      the same for TensorBoard, when asked for
     checkpoints/      step-00000050-000/ … : whole or absent, never half written
     DONE              present once the stage has finished
+    .lock             held by the process that writes here
 
 Nothing here is pickled code: tensors are safetensors, optimizer state is read with ``weights_only``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -36,12 +39,11 @@ from align.config import RunSettings
 from align.state import CheckpointError as CheckpointError
 from align.state import load_state as load_state
 from align.state import load_tensors as load_tensors
-from align.state import rng_state as rng_state
 from align.state import save_state as save_state
 from align.state import save_tensors as save_tensors
-from align.state import set_rng_state as set_rng_state
 from align.state import sync
 from data.jsonl import read_json, write_json, write_text
+from data.processes import sole_writer
 
 T = TypeVar("T")
 
@@ -53,7 +55,9 @@ _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class RunDir:
-    """One run's directory. Make it with :meth:`create`; use it as a context manager to close its files."""
+    """One run's directory. Make it with :meth:`create`, and use it as a context manager: it is held against
+    other writers until :meth:`close`. Made directly, it neither checks nor holds: for the further processes
+    of a run whose main process holds it."""
 
     def __init__(self, path: Path, settings: RunSettings) -> None:
         self.path = path
@@ -61,6 +65,7 @@ class RunDir:
         self._purge_step: int | None = None
         self._writer: Any = None
         self._metrics_file: Any = None
+        self._held = contextlib.ExitStack()
 
     @classmethod
     def create(cls, output: str | Path, settings: RunSettings, stage: str) -> RunDir:
@@ -71,27 +76,51 @@ class RunDir:
         and continues. :data:`FREE_KEYS` may differ between the two.
 
         Raises:
-            CheckpointError: the directory is not empty and ``resume`` is off, is no run directory, or
-                belongs to another stage or other settings (the differing keys are named).
+            CheckpointError: the directory is not empty and ``resume`` is off, is no run directory,
+                belongs to another stage or other settings (the differing keys are named), or is being
+                written by another process.
         """
+        # once before anything is put there, and again for what its last writer may have left meanwhile
+        cls.check(output, settings, stage)
         path = Path(output)
-        if path.exists() and not path.is_dir():
-            raise CheckpointError(f"{path}: is a file; give a directory as the output")
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path, settings)
-        if run._occupied():
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(sole_writer(path))
+            except BlockingIOError:
+                raise CheckpointError(
+                    f"{path}: another process is writing this run; wait until it has ended (or end it), "
+                    "or choose another output"
+                ) from None
             run._check_belongs(settings, stage)
-        meta_path = path / "meta.json"
+            run._record_start(settings, stage)
+            run._held = held.pop_all()
+        return run
+
+    @classmethod
+    def check(cls, output: str | Path, settings: RunSettings, stage: str) -> bool:
+        """Raise CheckpointError where :meth:`create` would (but for other writers); whether the run is done.
+
+        Writes nothing, so that a stage can ask before it spends minutes on its data and model.
+        """
+        path = Path(output)
+        if path.exists():
+            if not path.is_dir():
+                raise CheckpointError(f"{path}: is a file; give a directory as the output")
+            cls(path, settings)._check_belongs(settings, stage)
+        return (path / "DONE").exists()
+
+    def _record_start(self, settings: RunSettings, stage: str) -> None:
+        meta_path = self.path / "meta.json"
         starts = read_json(meta_path)["starts"] if meta_path.exists() else []
         write_json(meta_path, {"stage": stage, "starts": [*starts, _environment()]})
         text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        write_text(path / "settings.yaml", text)
-        return run
-
-    def _occupied(self) -> bool:
-        return any(not entry.name.startswith(".") for entry in self.path.iterdir())
+        write_text(self.path / "settings.yaml", text)
 
     def _check_belongs(self, settings: RunSettings, stage: str) -> None:
+        if all(entry.name.startswith(".") for entry in self.path.iterdir()):
+            return
         recorded = self.path / "settings.yaml"
         if not recorded.exists() or not (self.path / "meta.json").exists():
             # A kill between the two first files leaves meta.json alone; that is still an empty run.
@@ -169,7 +198,7 @@ class RunDir:
     def truncate_metrics(self, step: int) -> None:
         """Forget the lines after ``step``: a run that goes on from there writes them again."""
         kept = [entry for entry in self.metrics() if entry["step"] <= step]
-        self.close()
+        self._close_files()
         rows = [{name: _to_json(value) for name, value in entry.items()} for entry in kept]
         write_text(
             self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
@@ -191,7 +220,11 @@ class RunDir:
         return self._writer
 
     def close(self) -> None:
-        """Flush and close the open files; logging again reopens them."""
+        """Flush and close the open files, and let other writers in."""
+        self._close_files()
+        self._held.close()
+
+    def _close_files(self) -> None:
         if self._metrics_file is not None:
             self._metrics_file.close()
             self._metrics_file = None
@@ -245,9 +278,10 @@ class RunDir:
     # --- the end ---
 
     def done(self) -> None:
-        """Mark the run as finished and close its files."""
-        self.close()
+        """Mark the run as finished, and :meth:`close` it."""
+        self._close_files()
         write_text(self.path / "DONE", "")
+        self.close()
 
     @property
     def is_done(self) -> bool:

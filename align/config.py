@@ -6,8 +6,9 @@ gives them (chapter 9 and appendix H); recipes under ``apps/recipes`` set the re
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -17,6 +18,18 @@ from align.recipe import resolve as resolve
 
 #: the small pretrained base of the built-in world, as shipped
 WORLD_BASE = Path(__file__).parent / "models" / "world_base"
+
+FactKind: TypeAlias = Literal["captions", "rationales", "answer", "objects", "knowledge"]
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the name of a model or an adapter is a Hub id, ``owner/name``, rather than a local path.
+
+    A name whose first folder is here is a path: with ``runs`` there, ``runs/adaptor`` is a slip, not
+    somebody's repository.
+    """
+    looks_it = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
+    return looks_it and not Path(name.split("/")[0]).exists()
 
 
 class Settings(BaseModel):
@@ -34,12 +47,13 @@ class LoraSettings(Settings):
 
 
 class ModelSettings(Settings):
-    #: a directory or a Hub id of an image-text-to-text checkpoint; "world-base" is the one shipped here
+    #: a directory or a Hub id (owner/name) of an image-text-to-text checkpoint; "world-base" is shipped here
     path: str
     #: PEFT adapters to merge into the base at load time, in order: [SFT adapter, policy]
     adapter: str | list[str] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    #: weight bits of the frozen base: 8 or 4 (bitsandbytes NF4); None keeps ``dtype``
+    #: weight bits of the frozen base: 8 or 4 (bitsandbytes NF4); None keeps ``dtype``. With an adapter the
+    #: whole model is first merged in ``dtype`` in the computer's memory
     bits: Literal[4, 8] | None = None
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     trust_remote_code: bool = False
@@ -130,9 +144,9 @@ class RewardSettings(RunSettings):
     optim: OptimSettings = OptimSettings()
     lora: LoraSettings = LoraSettings()
     #: fact kinds shown after the response; empty = a plain reward model
-    facts: list[Literal["captions", "rationales", "answer", "objects", "knowledge"]] = []
+    facts: list[FactKind] = []
     #: at most this many entries of each fact kind (thesis: 5 captions, 3 rationales)
-    max_facts: dict[str, int] = {"captions": 5, "rationales": 3}
+    max_facts: dict[FactKind, Annotated[int, Field(ge=1)]] = {"captions": 5, "rationales": 3}
     #: which annotator question trains it; "preferred" = hallucination, then helpfulness
     target: str = "preferred"
     #: the evaluation turn; None takes the default wording. ``{facts}`` marks where the facts stand
@@ -231,6 +245,7 @@ class EvalSettings(RunSettings):
     model: ModelSettings
     #: benchmark -> file: any of pope_random, pope_popular, pope_adversarial, mmhal, describe
     benchmarks: dict[Literal["pope_random", "pope_popular", "pope_adversarial", "mmhal", "describe"], str]
+    #: the image root; MMHal's web addresses are looked up in it by their last part
     images: str | None = None
     #: folder of POPE's pictures inside ``images``
     pope_prefix: str = ""

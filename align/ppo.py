@@ -23,7 +23,7 @@ from align.config import PpoSettings
 from align.diagnose import PpoError as PpoError
 from align.diagnose import check_finite, check_fresh
 from align.generate import Item, rollout_tokens
-from align.models.lmm import check_is_lmm
+from align.models.lmm import check_model
 from align.pairs import check_facts
 from align.pictures import encode_pictures, open_pictures
 from align.render import ImageInput
@@ -41,7 +41,7 @@ from align.rl import (
 )
 from align.rollout_log import append_rollouts, truncate_rollouts
 from align.schedule import lr_factor, permutation, step_seed, stream
-from data.jsonl import write_json
+from data.jsonl import Rejects, write_json
 from data.load import load
 from data.schema import Message, Prompt
 
@@ -63,7 +63,7 @@ def run(settings: PpoSettings) -> Path:
     Rollouts, mini-batches and facts follow from (seed, step), so a run that was killed at any time and
     resumed gives the same metrics (but for ``rate/*`` and ``eps``) and weights, bit for bit where the
     arithmetic is deterministic. ``metrics.jsonl`` has a line for every step, ``rollouts.jsonl`` some
-    responses of each, ``result.json`` says how it ended.
+    responses of each, ``result.json`` says how it ended, ``rejects.jsonl`` what was left out of the prompts.
 
     Raises:
         DataError: unreadable prompts, or prompts without the facts that the reward model reads.
@@ -74,9 +74,10 @@ def run(settings: PpoSettings) -> Path:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     check(settings)
-    prompts = read_prompts(settings)
+    rejects = Rejects()
+    prompts = read_prompts(settings, rejects)
     for model in (settings.model, read_info(settings.reward_model).model):
-        check_is_lmm(model.path)
+        check_model(model)
     if settings.dry_run:
         return Path(settings.output)
     accelerator = Accelerator(mixed_precision="no", cpu=settings.model.device == "cpu")
@@ -93,6 +94,8 @@ def run(settings: PpoSettings) -> Path:
         directory = RunDir(Path(settings.output), settings)
     with directory:
         if not directory.is_done:
+            if main:
+                rejects.write(directory.path / "rejects.jsonl")
             Ppo(settings, prompts, accelerator, directory).train()
         accelerator.wait_for_everyone()
     return directory.path / "policy"
@@ -108,14 +111,22 @@ def check(settings: PpoSettings) -> None:
         raise PpoError(f"minibatch {settings.minibatch} exceeds rollouts {settings.rollouts}; lower it")
 
 
-def read_prompts(settings: PpoSettings) -> list[Prompt]:
-    """The prompts, with the facts that the reward model reads; no weights are loaded for this check."""
+def read_prompts(settings: PpoSettings, rejects: Rejects | None = None) -> list[Prompt]:
+    """The prompts, with the facts that the reward model reads; no weights are loaded for this check.
+
+    ``rejects`` gets the bad records.
+    """
     data = settings.data
     info = read_info(settings.reward_model)
-    records = load(want="prompt", **data.model_dump())
+    records = load(want="prompt", **data.model_dump(), rejects=rejects)
     prompts = [record for record in records if isinstance(record, Prompt)]
     check_facts(prompts, info.facts, data.path if isinstance(data.path, str) else ", ".join(data.path))
     return prompts
+
+
+def prompt_pictures(prompts: Sequence[Prompt], root: str | None) -> list[ImageInput]:
+    """The prompts' pictures; the DataError for one that cannot be read names its prompt."""
+    return open_pictures([p.image for p in prompts], root, [p.id for p in prompts])
 
 
 class Ppo:
@@ -193,7 +204,7 @@ class Ppo:
         picked = stream(len(self.prompts), s.seed, step * s.rollouts, (step + 1) * s.rollouts)[rank::world]
         prompts = [self.prompts[i] for i in picked]
         actors = self.actors
-        pictures = open_pictures([p.image for p in prompts], s.data.images)
+        pictures = prompt_pictures(prompts, s.data.images)
         encoded = encode_pictures(actors.lmm, actors.renderer, pictures)
         asked = [[Message(role="user", content=p.question)] for p in prompts]
         items: list[Item] = list(zip(asked, encoded))
@@ -238,7 +249,7 @@ class Ppo:
         texts = [self.actors.renderer.decode(row[:n]) for row, n in rows]
         seen = [image for _, image in sampled.items]
         if s.reward_images:
-            pictures = open_pictures([p.image for p in prompts], s.reward_images)
+            pictures = prompt_pictures(prompts, s.reward_images)
         if s.reward_images or reward.lmm is not self.actors.lmm:
             seen = encode_pictures(reward.lmm, reward.renderer, pictures)
         answers = [

@@ -19,9 +19,11 @@ from PIL import Image as PILImage
 from torch import Tensor
 from transformers import LlavaProcessor
 
+from align.config import FactKind
 from align.rows import IGNORE as IGNORE
 from align.rows import RenderError as RenderError
 from align.rows import Row, fit, pad, pad_like
+from data.images import pad_square
 from data.schema import Example, Facts, Message
 
 #: a picture; or its normalised pixels (3, S, S); or its grid features (N, D), see ``lmm.vision_features``
@@ -37,7 +39,7 @@ FACTS_HEADER = "True of the image:"
 
 
 def facts_text(
-    facts: Facts, kinds: Sequence[str], max_facts: Mapping[str, int], rng: random.Random
+    facts: Facts, kinds: Sequence[FactKind], max_facts: Mapping[FactKind, int], rng: random.Random
 ) -> str | None:
     """The facts of the given ``kinds`` as lines of text, in an order that ``rng`` shuffles; None without any.
 
@@ -160,8 +162,16 @@ class Renderer:
         return [len(r.ids) for r in self._encode(turns, [i for _, i in items], generate=True, names=names)]
 
     def pixel_values(self, pictures: Sequence[PILImage.Image]) -> Tensor:
-        """Normalised pixels (n, 3, S, S) of a LLaVA processor's pictures."""
-        return self.processor.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
+        """Normalised pixels (n, 3, S, S) of a LLaVA processor's pictures, each seen whole."""
+        return self.processor.image_processor(self._whole(pictures), return_tensors="pt")["pixel_values"]
+
+    def _whole(self, pictures: Sequence[PILImage.Image]) -> list[PILImage.Image]:
+        """Padded to squares with the mean colour, as LLaVA-1.5 was trained, if the processor would crop."""
+        image_processor = getattr(self.processor, "image_processor", None)
+        if image_processor is None or not getattr(image_processor, "do_center_crop", False):
+            return list(pictures)
+        red, green, blue = (int(255 * mean) for mean in image_processor.image_mean)
+        return [pad_square(picture.convert("RGB"), (red, green, blue)) for picture in pictures]
 
     def sanitize(self, text: str) -> str:
         """``text`` with special tokens broken by a space ("</s>" -> "< /s>"), so that they stay text."""
@@ -347,6 +357,7 @@ class Renderer:
         """Any other processor expands its own image tokens; our labels are aligned from the right."""
         if any(isinstance(image, Tensor) for image in given):
             raise RenderError("cached features need a LLaVA model; pass pictures to this processor")
+        given = self._whole(given)
         nested = [[image] for image in given] if len(given) == len(images) else given
         inputs = self.processor(
             text=[row.text for row in rows],

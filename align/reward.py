@@ -28,7 +28,8 @@ from align.checkpoint import (
     save_tensors,
 )
 from align.config import DataSettings, RewardSettings
-from align.models.lmm import check_is_lmm
+from align.launch import one_process
+from align.models.lmm import check_model
 from align.pairs import Pair, PairReport, check_facts, hold_out, pairs_of, report
 from align.pictures import encode_pictures, open_pictures
 from align.render import REWARD_TEMPLATE, ImageInput
@@ -36,7 +37,7 @@ from align.reward_model import RewardError as RewardError
 from align.reward_model import RewardInfo, ScoreItem, attach, load_head
 from align.reward_model import RewardModel as RewardModel
 from align.schedule import lr_factor, step_seed, stream
-from data.jsonl import read_json, write_json
+from data.jsonl import Rejects, read_json, write_json
 from data.load import load
 from data.schema import Preference
 
@@ -46,23 +47,28 @@ log = logging.getLogger(__name__)
 def run(settings: RewardSettings) -> Path:
     """Train, and return the folder of the saved reward model (``<output>/reward``).
 
-    Everything is a function of the seed: a run killed and resumed gives the same numbers and weights.
+    Everything is a function of the seed: a run killed and resumed gives the same numbers and weights. Bad
+    records that were left out stand in ``<output>/rejects.jsonl``.
 
     Raises:
         DataError: unreadable data, nothing to train on, or records without the facts that ``facts`` asks for.
         ModelError: the checkpoint is no multimodal model.
         RewardError: the loss is not finite, or the saved model does not score as the trained one.
+        LaunchError: this is one of several processes.
     """
+    one_process("reward")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    train, held, skipped = read_pairs(settings)
-    check_is_lmm(settings.model.path)
+    rejects = Rejects()
+    train, held, skipped = read_pairs(settings, rejects)
+    check_model(settings.model)
     if settings.dry_run:
         return Path(settings.output)
     with RunDir.create(settings.output, settings, "reward") as directory:
         folder = directory.path / "reward"
         if directory.is_done:
             return folder
+        rejects.write(directory.path / "rejects.jsonl")
         log.info("%d pairs to train on, %d held out, passed over: %s", len(train), len(held), dict(skipped))
         torch.manual_seed(settings.seed)
         info = RewardInfo(
@@ -85,28 +91,38 @@ def run(settings: RewardSettings) -> Path:
 # --- data ---
 
 
-def read_pairs(settings: RewardSettings) -> tuple[list[Pair], list[Pair], Counter[str]]:
-    """Training pairs, held-out pairs, and what was passed over; without loading any model."""
-    records = read_preferences(settings.data)
+def read_pairs(
+    settings: RewardSettings, rejects: Rejects | None = None
+) -> tuple[list[Pair], list[Pair], Counter[str]]:
+    """Training pairs, held-out pairs, and what was passed over; without loading any model.
+
+    ``rejects`` gets the bad records of both.
+    """
+    records = read_preferences(settings.data, rejects)
     source = _name(settings.data)
     check_facts(records, settings.facts, source)
     train, skipped = pairs_of(records, settings.target)
     if settings.eval_data is not None:
-        held_records = read_preferences(settings.eval_data)
+        held_records = read_preferences(settings.eval_data, rejects)
         check_facts(held_records, settings.facts, _name(settings.eval_data))
         return train, pairs_of(held_records, settings.target)[0], skipped
     train, held = hold_out(train, settings.holdout, settings.seed)
     return train, held, skipped
 
 
-def read_preferences(data: DataSettings) -> list[Preference]:
-    """All preferences that ``data`` names. Raises DataError."""
-    records = load(want="preference", **data.model_dump())
+def read_preferences(data: DataSettings, rejects: Rejects | None = None) -> list[Preference]:
+    """All preferences that ``data`` names; ``rejects`` gets the bad ones. Raises DataError."""
+    records = load(want="preference", **data.model_dump(), rejects=rejects)
     return [record for record in records if isinstance(record, Preference)]
 
 
 def _name(data: DataSettings) -> str:
     return data.path if isinstance(data.path, str) else ", ".join(data.path)
+
+
+def pair_pictures(pairs: Sequence[Pair], root: str | None) -> list[ImageInput]:
+    """The pairs' pictures; the DataError for one that cannot be read names its pair."""
+    return open_pictures([p.image for p in pairs], root, [p.id for p in pairs])
 
 
 def pair_items(pairs: Sequence[Pair], pictures: Sequence[ImageInput]) -> list[ScoreItem]:
@@ -177,7 +193,7 @@ def train_step(
     loss_sum, right, margin, reward = 0.0, 0.0, 0.0, 0.0
     for start in range(0, len(pairs), settings.batch_size):
         part = pairs[start : start + settings.batch_size]
-        pictures = open_pictures([p.image for p in part], settings.data.images)
+        pictures = pair_pictures(part, settings.data.images)
         items = pair_items(part, encode_pictures(model.lmm, model.renderer, pictures))
         with torch.autocast(model.lmm.device.type, torch.bfloat16, enabled=settings.bf16):
             scores = model.forward(items, f"{settings.seed}/{step}", settings.max_length)
@@ -307,7 +323,7 @@ def report_pairs(
     rejected: list[float] = []
     for start in range(0, len(ordered), batch_size):
         part = ordered[start : start + batch_size]
-        pictures = encode_pictures(model.lmm, model.renderer, open_pictures([p.image for p in part], root))
+        pictures = encode_pictures(model.lmm, model.renderer, pair_pictures(part, root))
         scores = model.score(
             pair_items(part, pictures),
             seed=f"eval/{seed}",
@@ -334,8 +350,7 @@ def _tokens(model: RewardModel, text: str) -> int:
 def check_saved(model: RewardModel, folder: Path, pairs: list[Pair], settings: RewardSettings) -> None:
     """Read the saved files back beside the trained weights and rescore; RewardError on a difference."""
     root = (settings.eval_data or settings.data).images
-    pictures = open_pictures([p.image for p in pairs], root)
-    items = pair_items(pairs, encode_pictures(model.lmm, model.renderer, pictures))
+    items = pair_items(pairs, encode_pictures(model.lmm, model.renderer, pair_pictures(pairs, root)))
     model.lmm.model.eval()
     expected = model.score(items)
     attach(model.lmm, folder, "reloaded")

@@ -7,20 +7,20 @@ evaluation text, the facts it reads) and a model card. All that the score depend
 from __future__ import annotations
 
 import random
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from peft import PeftModel
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from align.checkpoint import load_tensors, save_tensors
-from align.config import LoraSettings, ModelSettings
+from align.config import FactKind, LoraSettings, ModelSettings
+from align.folders import new_folder
 from align.models.lmm import (
     Lmm,
     ScalarHead,
@@ -29,7 +29,6 @@ from align.models.lmm import (
     hidden_states,
     load,
     move,
-    swap_in,
     unwrap,
     use_adapter,
 )
@@ -39,6 +38,8 @@ from data.jsonl import read_json, write_json, write_text
 from data.schema import Example, Facts, Message
 
 ADAPTER = "reward"
+#: what ``reward.json`` says of the base; how to run it, and whether to trust its code, is the loader's choice
+BASE_KEYS = {"path", "adapter", "dtype", "bits"}
 
 
 class RewardError(ValueError):
@@ -52,8 +53,8 @@ class RewardInfo(BaseModel):
 
     model: ModelSettings
     template: str = REWARD_TEMPLATE
-    facts: list[str] = []
-    max_facts: dict[str, int] = {}
+    facts: list[FactKind] = []
+    max_facts: dict[FactKind, Annotated[int, Field(ge=1)]] = {}
     target: str = "preferred"
     #: agreement with held-out choices (``align.pairs.PairReport``), None if none were held out
     heldout: dict[str, float | int | None] | None = None
@@ -83,14 +84,20 @@ def find_reward(path: str | Path) -> Path:
 
 
 def read_info(path: str | Path) -> RewardInfo:
-    """``reward.json`` of a run directory or reward folder, without loading weights. Raises RewardError."""
+    """``reward.json`` of a run directory or reward folder, without loading weights. Raises RewardError.
+
+    Of its ``model`` only ``BASE_KEYS`` count: the file travels with shared weights, so it must not switch on
+    remote code nor choose a device.
+    """
     file = find_reward(path) / "reward.json"
     try:
-        return RewardInfo.model_validate(read_json(file))
+        info = RewardInfo.model_validate(read_json(file))
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise RewardError(f"{file}: {where}: {fault['msg']}; restore the file or train again") from None
+    info.model = ModelSettings(**info.model.model_dump(include=BASE_KEYS))
+    return info
 
 
 def same_base(a: ModelSettings, b: ModelSettings) -> bool:
@@ -138,15 +145,18 @@ class RewardModel:
         """Read a saved reward model.
 
         With ``lmm`` (loaded from ``base``) whose weights are those it was trained on, its adapter joins that
-        model under ``name``, frozen, and ``lmm.model`` becomes the PEFT model. Else it loads its own base.
+        model under ``name``, frozen, and ``lmm.model`` becomes the PEFT model. Else it loads its own base, on
+        the device, with the attention and the trust in remote code that ``base`` has, or the defaults.
 
         Raises:
             RewardError: no reward model there. CheckpointError: its head is missing or damaged.
         """
         folder = find_reward(path)
         info = read_info(folder)
-        own = lmm is None or not same_base(info.model, base or ModelSettings(path=lmm.path or ""))
-        if own or lmm is None:
+        if base is not None:
+            chosen = base.model_dump(exclude=BASE_KEYS)
+            info.model = info.model.model_copy(update=chosen)
+        if lmm is None or not same_base(info.model, base or ModelSettings(path=lmm.path or "")):
             lmm = load(info.model)
         attach(lmm, folder, name)
         return cls(lmm, load_head(folder, lmm), info, name)
@@ -210,16 +220,14 @@ class RewardModel:
 
     def save(self, directory: str | Path, card: str) -> Path:
         """Write the folder, complete or not at all; ``card`` is the text of its README.md."""
-        directory = Path(directory)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temp = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-        write_adapter(self.lmm.model, self.name, temp / "new")
-        save_tensors(temp / "new" / "head.safetensors", dict(self.head.named_parameters()))
-        write_json(temp / "new" / "reward.json", self.info.model_dump(mode="json"))
-        write_text(temp / "new" / "README.md", card)
-        swap_in(temp / "new", directory)
-        temp.rmdir()
-        return directory
+        info = self.info.model_dump(mode="json")
+        info["model"] = {key: info["model"][key] for key in sorted(BASE_KEYS)}
+        with new_folder(directory) as folder:
+            write_adapter(self.lmm.model, self.name, folder)
+            save_tensors(folder / "head.safetensors", dict(self.head.named_parameters()))
+            write_json(folder / "reward.json", info)
+            write_text(folder / "README.md", card)
+        return Path(directory)
 
 
 def attach(lmm: Lmm, folder: str | Path, name: str, *, trainable: bool = False) -> None:
@@ -252,11 +260,10 @@ def load_head(folder: str | Path, lmm: Lmm) -> ScalarHead:
 
 
 def write_adapter(model: Any, name: str, directory: Path) -> None:
-    """Write one adapter in PEFT's layout to ``directory`` (without a sub-folder, whatever its name)."""
-    parent = Path(tempfile.mkdtemp(prefix=".adapter-", dir=directory.parent))
-    model.save_pretrained(parent, selected_adapters=[name], save_embedding_layers=False)
-    (parent / name).rename(directory)
-    shutil.rmtree(parent)
+    """Write one adapter in PEFT's layout to the empty folder ``directory`` itself, whatever its name."""
+    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=directory.parent) as parent:
+        model.save_pretrained(parent, selected_adapters=[name], save_embedding_layers=False)
+        (Path(parent) / name).rename(directory)
 
 
 def word_direction(lmm: Lmm, renderer: Renderer, words: tuple[str, str]) -> Tensor:

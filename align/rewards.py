@@ -17,7 +17,14 @@ from data.schema import Prompt
 
 #: an option letter standing alone; "A" ahead of a lower-case word is an article, but not in "A or B"
 _LETTER = re.compile(r"(?<![\w'])(?:A(?!\s+(?!or\b|and\b)[a-z])|[B-D])(?![\w'])")
-_NAMED = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?[\s:(\"']*([A-D])\b", re.IGNORECASE)
+#: words that follow an option "a", but no article
+_NOT_A_NOUN = r"(?:is|because|since|as|for)\b"
+#: "the answer is b", "option (c)"; here too an "a" ahead of a word is an article, and an "A" behind a colon,
+#: where a sentence may start
+_NAMED = re.compile(
+    r"\b(?i:answer|option|choice)(?i:\s+is)?[\s:(\"']*"
+    rf"([B-Db-d]|(?<!: )A|[Aa](?! +(?!{_NOT_A_NOUN})[A-Za-z]))\b(?!\s+or\b)"
+)
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
 

@@ -60,11 +60,6 @@ class ValueLoss:
     tokens: Tensor
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``x`` (B, R) over the real tokens -> (). NaN where nothing is real."""
-    return torch.where(mask > 0, x, 0).sum() / mask.sum()
-
-
 def kl_penalty(
     logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, form: Literal["k1", "k3"] = "k1"
 ) -> Tensor:

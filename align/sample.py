@@ -15,12 +15,13 @@ import torch
 from align.checkpoint import RunDir, progress
 from align.config import SampleSettings
 from align.generate import Item, generate
-from align.models.lmm import Lmm, check_is_lmm
+from align.launch import one_process
+from align.models.lmm import Lmm, check_model
 from align.models.lmm import load as load_lmm
 from align.pictures import encode_pictures, open_pictures
 from align.render import Renderer
 from align.schedule import step_seed
-from data.jsonl import read_records, write_records
+from data.jsonl import Rejects, read_records, write_records
 from data.load import load
 from data.schema import Message, Preference, Prompt, Response
 
@@ -30,21 +31,26 @@ log = logging.getLogger(__name__)
 def run(settings: SampleSettings) -> Path:
     """Write ``<output>/samples.jsonl``; an interrupted run goes on and ends with the same file.
 
-    Prompts are answered in parts of fixed size, each with a seed of its own, kept in ``<output>/parts``.
+    Prompts are answered in parts of fixed size, each with a seed of its own, kept in ``<output>/parts``. Bad
+    records that were left out stand in ``<output>/rejects.jsonl``.
 
     Raises:
         DataError: unreadable prompts or pictures.
         ModelError: the checkpoint is no multimodal model. CheckpointError: the output is another run's.
+        LaunchError: this is one of several processes.
     """
+    one_process("sample")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    prompts = read_prompts(settings)
-    check_is_lmm(settings.model.path)
+    rejects = Rejects()
+    prompts = read_prompts(settings, rejects)
+    check_model(settings.model)
     if settings.dry_run:
         return Path(settings.output)
     with RunDir.create(settings.output, settings, "sample") as run_dir:
         if run_dir.is_done:
             return run_dir.path
+        rejects.write(run_dir.path / "rejects.jsonl")
         if settings.resume:
             run_dir.truncate_metrics(-1)
         parts = sample_parts(settings, prompts, run_dir.path / "parts")
@@ -58,10 +64,9 @@ def run(settings: SampleSettings) -> Path:
     return run_dir.path
 
 
-def read_prompts(settings: SampleSettings) -> list[Prompt]:
-    """The prompts that the settings name. Raises DataError."""
-    data = settings.data
-    records = load(want="prompt", **data.model_dump())
+def read_prompts(settings: SampleSettings, rejects: Rejects | None = None) -> list[Prompt]:
+    """The prompts that the settings name; ``rejects`` gets the bad ones. Raises DataError."""
+    records = load(want="prompt", **settings.data.model_dump(), rejects=rejects)
     return [record for record in records if isinstance(record, Prompt)]
 
 
@@ -85,7 +90,8 @@ def answered(
     lmm: Lmm, renderer: Renderer, settings: SampleSettings, prompts: list[Prompt], seed: int
 ) -> Iterator[Preference]:
     """The prompts with ``settings.responses`` responses each."""
-    pictures = open_pictures([prompt.image for prompt in prompts], settings.data.images)
+    images, ids = [prompt.image for prompt in prompts], [prompt.id for prompt in prompts]
+    pictures = open_pictures(images, settings.data.images, ids)
     encoded = encode_pictures(lmm, renderer, pictures)
     items: list[Item] = [(_messages(prompt), image) for prompt, image in zip(prompts, encoded)]
     answers = generate(lmm, renderer, items, settings.generate, seed=seed, num_return=settings.responses)

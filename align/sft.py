@@ -5,30 +5,22 @@ Settings, data, model, training, save. The training loop is transformers' Traine
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image as PILImage
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PrinterCallback, ProgressCallback, set_seed
 
-from align.checkpoint import RunDir, load_tensors, save_tensors
+from align.checkpoint import RunDir
 from align.config import DataSettings, SftSettings
+from align.folders import new_folder
 from align.generate import grid_features
+from align.launch import one_process
 from align.models.lmm import (
     Lmm,
     ModelError,
@@ -38,31 +30,40 @@ from align.models.lmm import (
     logprobs_of,
     move,
     save,
-    swap_in,
     unwrap,
 )
 from align.models.lmm import hidden_states as last_hidden
 from align.models.vision import KeptTower
+from align.pictures import PictureKey, open_picture, picture_key
 from align.render import IGNORE, ImageInput, Renderer
-from data.images import open_image
+from align.sft_trainer import RunCallback, SftTrainer, arguments, latest_checkpoint
+from align.sft_trainer import SftError as SftError
+from data.jsonl import Rejects, read_json
 from data.load import load as load_records
-from data.schema import Example, Image
-
-WEIGHTS = "trained.safetensors"
+from data.schema import Example
 
 
 def run(settings: SftSettings) -> Path:
     """Train and write ``<output>/model`` (a Hugging Face checkpoint) or, with LoRA, ``<output>/adapter``
-    (PEFT).
+    (PEFT); the bad records that were left out stand in ``<output>/rejects.jsonl``.
 
     Returns that directory; with ``dry_run`` the data are read, one batch is checked and nothing is written.
-    Raises DataError, RenderError (naming the sample), ModelError or CheckpointError.
+    Raises DataError, RenderError (naming the sample), ModelError, CheckpointError, SftError for a loss or
+    gradient that is not finite, or LaunchError in one of several processes.
     """
+    # Trainer would share out the batches and gradients, but not the rest of the stage: batch_size and the
+    # kept features would count per process, the others would wait out the held-out loss (NCCL gives up after
+    # ten minutes) or for ever after one that met a NaN, and exact resume is not shown for shared-out batches
+    one_process("sft")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     output = Path(settings.output) / ("adapter" if settings.lora else "model")
-    examples = _read(settings.data)
-    held_out = _read(settings.eval_data) if settings.eval_data else []
+    # ahead of the data and the model, which may take minutes
+    if not settings.dry_run and RunDir.check(settings.output, settings, "sft"):
+        return output
+    rejects = Rejects()
+    examples = _read(settings.data, rejects)
+    held_out = _read(settings.eval_data, rejects) if settings.eval_data else []
     set_seed(settings.seed)
     lmm = load(settings.model, trainable=settings.lora is None and "language" in settings.train_parts)
     renderer = Renderer(lmm.processor)
@@ -74,8 +75,9 @@ def run(settings: SftSettings) -> Path:
     if settings.dry_run:
         return output
     with RunDir.create(settings.output, settings, "sft") as run_dir:
-        if run_dir.is_done:
+        if run_dir.is_done:  # by another process meanwhile
             return output
+        rejects.write(run_dir.path / "rejects.jsonl")
         if settings.cache_features:
             keep_features(lmm, renderer, [d for d in (train_data, eval_data) if d is not None])
         train(lmm, settings, train_data, eval_data, collate, run_dir)
@@ -84,8 +86,8 @@ def run(settings: SftSettings) -> Path:
     return output
 
 
-def _read(data: DataSettings) -> list[Example]:
-    records = load_records(want="example", **data.model_dump())
+def _read(data: DataSettings, rejects: Rejects | None = None) -> list[Example]:
+    records = load_records(want="example", **data.model_dump(), rejects=rejects)
     return [record for record in records if isinstance(record, Example)]
 
 
@@ -95,8 +97,8 @@ class Pictures(Dataset):
     def __init__(self, examples: Sequence[Example], root: str | None) -> None:
         self.examples = list(examples)
         self.root = root
-        #: grid features by image id
-        self.features: dict[str, Tensor] = {}
+        #: grid features by ``picture_key``
+        self.features: dict[PictureKey, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -105,13 +107,8 @@ class Pictures(Dataset):
         example = self.examples[index]
         if example.image is None:
             return example, None
-        if example.image.id in self.features:
-            return example, self.features[example.image.id]
-        return example, self.open(example.image)
-
-    def open(self, image: Image) -> PILImage.Image:
-        """The picture, decoded now."""
-        return open_image(image, self.root)
+        kept = self.features.get(picture_key(example.image))
+        return example, open_picture(example.image, self.root, example.id) if kept is None else kept
 
 
 class Collator:
@@ -148,10 +145,8 @@ def part_of(name: str) -> str:
 def prepare(lmm: Lmm, settings: SftSettings) -> None:
     """Freeze and unfreeze parts; with LoRA, add the adapter and let the other asked parts learn in full."""
     learning = set(settings.train_parts)
-    if settings.cache_features and ("vision" in learning or not is_llava(lmm.model)):
-        raise ModelError(
-            "cache_features needs a frozen tower of a LLaVA model; drop it, or vision in train_parts"
-        )
+    if settings.cache_features:
+        _check_cacheable(lmm, learning)
     if settings.lora:
         names = {"projector": "multi_modal_projector", "vision": "vision_tower"}
         full = [names[part] for part in sorted(learning - {"language"})]
@@ -165,6 +160,19 @@ def prepare(lmm: Lmm, settings: SftSettings) -> None:
             parameter.requires_grad_(parameter.is_floating_point() and part_of(name) in learning)
     if not any(p.requires_grad for p in lmm.model.parameters()):
         raise ModelError(f"train_parts {sorted(learning)}: nothing would learn; name a part, or set lora")
+
+
+def _check_cacheable(lmm: Lmm, learning: Collection[str]) -> None:
+    if "vision" in learning or not is_llava(lmm.model):
+        raise ModelError(
+            "cache_features needs a frozen tower of a LLaVA model; drop it, or vision in train_parts"
+        )
+    layers = unwrap(lmm.model).config.vision_feature_layer
+    if not isinstance(layers, int):
+        raise ModelError(
+            "cache_features keeps one layer's features of the tower, and this model's vision_feature_layer "
+            f"is {list(layers)}; set cache_features to false"
+        )
 
 
 def parameter_groups(model: nn.Module, settings: SftSettings) -> list[dict[str, Any]]:
@@ -223,71 +231,18 @@ def _batches(data: Pictures, collate: Collator, size: int) -> Iterator[dict[str,
 def keep_features(lmm: Lmm, renderer: Renderer, datasets: Sequence[Pictures]) -> None:
     """Encode every picture once, keep the features in memory, and put ``KeptTower`` in the tower's place."""
     for data in datasets:
-        unique = list({e.image.id: e.image for e in data.examples if e.image is not None}.values())
+        shown = {picture_key(e.image): (e.image, e.id) for e in data.examples if e.image is not None}
+        unique = list(shown.items())
         for start in range(0, len(unique), 64):
             chunk = unique[start : start + 64]
-            features = grid_features(lmm, renderer, [data.open(image) for image in chunk])
-            data.features |= {image.id: f.cpu() for image, f in zip(chunk, features, strict=True)}
+            pictures = [open_picture(image, data.root, record) for _, (image, record) in chunk]
+            features = grid_features(lmm, renderer, pictures)
+            data.features |= {key: f.cpu() for (key, _), f in zip(chunk, features, strict=True)}
     core = unwrap(lmm.model).model
     drops_first = core.config.vision_feature_select_strategy == "default"
     # hidden from the module tree, so that it is neither moved, trained nor checkpointed meanwhile
     object.__setattr__(lmm, "_tower", core.vision_tower)
     core.vision_tower = KeptTower(core.vision_tower, drops_first)
-
-
-class SftTrainer(Trainer):
-    """Checkpoints hold what learns, under the parameters' own names.
-
-    Trainer's own would write LLaVA's keys in their legacy layout, and on resume find none of them: the run
-    would go on from the initial weights with no more than a warning.
-    """
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(folder / WEIGHTS, _learned(self.model))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        current = _learned(model if model is not None else self.model)
-        saved = load_tensors(Path(resume_from_checkpoint) / WEIGHTS)
-        if saved.keys() != current.keys():
-            differing = sorted(saved.keys() ^ current.keys())[:3]
-            raise ModelError(
-                f"{resume_from_checkpoint}: holds other weights than what learns now, e.g. {differing}"
-            )
-        for name, tensor in current.items():
-            tensor.copy_(saved[name])
-
-
-def _learned(model: Any) -> dict[str, Tensor]:
-    """Learning parameters and, for batch norms' statistics, the buffers."""
-    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    return {n: t.detach() for n, t in (*named.items(), *model.named_buffers())}
-
-
-class RunCallback(TrainerCallback):
-    """Writes Trainer's losses, and ours on the held-out data, to the run directory."""
-
-    def __init__(self, run_dir: RunDir, evaluate_now: Any | None) -> None:
-        self.run_dir = run_dir
-        self.evaluate_now = evaluate_now
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # the running mean of the loss is no part of a checkpoint: log it ahead of one, and a resumed run
-        # writes the same numbers
-        if control.should_save:
-            control.should_log = True
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
-    ) -> None:
-        names = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "epoch": "epoch"}
-        if logs and "loss" in logs and state.is_world_process_zero:
-            self.run_dir.log(state.global_step, **{names[k]: v for k, v in logs.items() if k in names})
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.evaluate_now is not None and state.is_world_process_zero:
-            self.run_dir.log(state.global_step, eval_loss=self.evaluate_now())
 
 
 def train(
@@ -309,7 +264,7 @@ def train(
 
     trainer = SftTrainer(
         model=lmm.model,
-        args=_arguments(settings, run_dir.path / "trainer", lmm.device),
+        args=arguments(settings, run_dir.path / "trainer", lmm.device),
         train_dataset=train_data,
         data_collator=collate,
         optimizers=(optimizer, None),
@@ -317,58 +272,18 @@ def train(
     )
     for noisy in (PrinterCallback, *([] if sys.stderr.isatty() else [ProgressCallback])):
         trainer.remove_callback(noisy)
-    checkpoint = _latest(run_dir.path / "trainer") if settings.resume else None
+    checkpoint = latest_checkpoint(run_dir.path / "trainer") if settings.resume else None
+    state = read_json(checkpoint / "trainer_state.json") if checkpoint else None
     if settings.resume:
-        run_dir.truncate_metrics(int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1)
+        run_dir.truncate_metrics(state["global_step"] if state else -1)
+    if checkpoint and state and state["global_step"] >= state["max_steps"]:
+        # all steps are taken, and Trainer would take one more
+        trainer.restore(checkpoint)
+        evaluated = any("eval_loss" in m for m in run_dir.metrics() if m["step"] == state["global_step"])
+        if evaluate_now is not None and not evaluated:
+            run_dir.log(state["global_step"], eval_loss=evaluate_now())
+        return
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
-def _arguments(settings: SftSettings, folder: Path, device: torch.device) -> TrainingArguments:
-    optim = settings.optim
-    checkpointing: dict[str, Any] = {}
-    if settings.gradient_checkpointing:
-        checkpointing = {
-            "gradient_checkpointing": True,
-            "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        }
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.grad_accum,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        learning_rate=optim.lr,
-        # transformers' "constant" knows no warm-up
-        lr_scheduler_type="constant_with_warmup" if optim.schedule == "constant" else optim.schedule,
-        warmup_steps=optim.warmup_steps,
-        max_grad_norm=optim.max_grad_norm,
-        bf16=settings.bf16,
-        **checkpointing,
-        logging_steps=settings.log_every,
-        save_strategy="steps" if settings.save_every else "no",
-        save_steps=settings.save_every or 500,
-        save_total_limit=1,
-        seed=settings.seed,
-        use_cpu=device.type == "cpu",
-        report_to="none",
-        log_level="error",
-        disable_tqdm=not sys.stderr.isatty(),
-        remove_unused_columns=False,
-        dataloader_num_workers=settings.workers,
-        dataloader_pin_memory=device.type == "cuda",
-    )
-
-
-def _latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint: Trainer writes its state file last."""
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            continue
-        found.append(path)
-    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
 def _write(lmm: Lmm, output: Path, adapter: bool) -> None:
@@ -378,7 +293,6 @@ def _write(lmm: Lmm, output: Path, adapter: bool) -> None:
     if not adapter:
         save(lmm.model, lmm.processor, output)
         return
-    temp = Path(tempfile.mkdtemp(prefix=".adapter-", dir=output.parent))
-    lmm.model.save_pretrained(temp)
-    lmm.processor.save_pretrained(temp)
-    swap_in(temp, output)
+    with new_folder(output) as folder:
+        lmm.model.save_pretrained(folder)
+        lmm.processor.save_pretrained(folder)

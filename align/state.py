@@ -1,19 +1,16 @@
-"""Tensors, optimizer state and random generators on disk, without pickled code.
+"""Tensors and optimizer state on disk, without pickled code.
 
 Reached through ``align.checkpoint``, whose run directories hold these files.
 """
 
 from __future__ import annotations
 
-import base64
 import os
-import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # only to catch it: torch raises it for what weights_only refuses
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,31 +18,6 @@ from safetensors.torch import load_file, save_file
 
 class CheckpointError(RuntimeError):
     """A run directory or a checkpoint that cannot be used; the text names the path, the rule and the mend."""
-
-
-def rng_state() -> dict[str, Any]:
-    """State of torch's (CPU and every GPU's), numpy's and python's generators, as plain JSON values."""
-    kind, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state())
-    version, words, gauss = random.getstate()
-    return {
-        "torch": _encode(torch.get_rng_state()),
-        "cuda": [_encode(state) for state in torch.cuda.get_rng_state_all()]
-        if torch.cuda.is_available()
-        else [],
-        "numpy": [kind, [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
-        "python": [version, list(words), gauss],
-    }
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Put back what :func:`rng_state` gave. GPU states are skipped when their number differs here."""
-    torch.set_rng_state(_decode(state["torch"]))
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([_decode(text) for text in state["cuda"]])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -95,14 +67,6 @@ def load_state(path: str | Path, device: str = "cpu") -> dict[str, Any]:
     except (RuntimeError, EOFError, ValueError, UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not readable as tensors and plain values ({reason})") from None
-
-
-def _encode(state: torch.Tensor) -> str:
-    return base64.b64encode(state.numpy().tobytes()).decode("ascii")
-
-
-def _decode(text: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
 
 
 def _write_atomic(path: Path, write: Callable[[Path], object]) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from apps import arguments as kinds
 
 if TYPE_CHECKING:
     from align.config import DataSettings, RunSettings
@@ -51,7 +52,11 @@ STUDIES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; the exit status is 0, 2 for a mistake in the input, 130 when interrupted."""
+    """Run one command line.
+
+    The exit status is 0, 2 for a mistake in the input, 130 when interrupted; 1 where a command that looks
+    for bad records has found some.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("ALIGN_DEBUG", "0") not in ("", "0")
     try:
@@ -63,18 +68,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         if debug or not _is_message(error):
             raise
-        print(f"align: error: {error}", file=sys.stderr)
+        print(f"align: error: {_message(error)}", file=sys.stderr)
         return 2
 
 
 def _is_message(error: Exception) -> bool:
-    """Whether an error is written for the user: a missing file, or an error class of this project."""
-    return isinstance(error, FileNotFoundError) or type(error).__module__.split(".")[0] in (
-        "data",
-        "align",
-        "evals",
-        "apps",
-    )
+    """Whether an error is the user's to mend: files, disk, network, or an error class of this project."""
+    ours = ("data", "align", "evals", "apps")
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in ours
+
+
+def _message(error: Exception) -> str:
+    """One error's text; what the system says of a path gets the form of our own errors."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fspath(error.filename)}: {error.strerror.lower()}; check the path and its permissions"
+    return str(error)
 
 
 def _how_to_continue(arguments: list[str]) -> str:
@@ -144,14 +152,8 @@ def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check settings and data, print the plan, stop"
     )
-    parser.add_argument("--limit", type=_count, metavar="N", help="use the first N records only")
+    parser.add_argument("--limit", type=kinds.count, metavar="N", help="use the first N records only")
     parser.set_defaults(command=_run_stage, stage=name)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def _add_data(commands: Any, complete: bool) -> None:
@@ -236,10 +238,11 @@ def _check_files(settings: RunSettings) -> None:
 
 
 def _paths(settings: Any) -> Iterator[tuple[str, Path]]:
+    from align.config import is_hub_id
+
     model = settings.model
     for key, value in (("path", model.path), *(("adapter", adapter) for adapter in model.adapters)):
-        # owner/name may be a Hub id; anything else is a path
-        if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", value):
+        if not is_hub_id(value):
             yield f"model.{key}", Path(value)
     for section in ("data", "eval_data"):
         data: DataSettings | None = getattr(settings, section, None)

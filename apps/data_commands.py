@@ -10,6 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps import arguments as kinds
+
 if TYPE_CHECKING:
     from data.formats import Format
     from data.jsonl import Pairs
@@ -28,12 +30,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse._SubParsersAc
     convert.add_argument("--from", dest="source", metavar="F", default=OWN, help=f"default: {OWN}")
     convert.add_argument("--to", dest="target", metavar="G", default=OWN, help=f"default: {OWN}")
     convert.add_argument("--kind", help="the record kind wanted, where a format family has several")
-    convert.add_argument("--limit", type=int, metavar="N", help="the first N records only")
+    convert.add_argument("--limit", type=kinds.count, metavar="N", help="the first N records only")
     convert.add_argument("--force", action="store_true", help="replace DST if it exists")
     inspect = commands.add_parser("inspect", help="say what a file holds")
     inspect.add_argument("src", metavar="FILE", type=Path)
-    inspect.add_argument("--limit", type=int, metavar="N", default=1000, help="records to look at (1000)")
-    validate = commands.add_parser("validate", help="check every record; exit status 1 if one is bad")
+    inspect.add_argument(
+        "--limit", type=kinds.count, metavar="N", default=1000, help="records to look at (1000)"
+    )
+    validate = commands.add_parser(
+        "validate",
+        help="check every record; exit status 1 if one is bad",
+        description="Check every record of a file and name the bad ones on standard error.",
+        epilog="Exit status: 0 when all records are good; 1 when bad ones were found, or none at all; "
+        "2 when the check could not be made (no such file, an unknown format).",
+    )
     validate.add_argument("src", metavar="FILE", type=Path)
     validate.add_argument("--format", dest="source", metavar="F", default=None, help="default: detected")
     validate.add_argument("--decode", action="store_true", help="decode every image too (needs --images)")
@@ -41,7 +51,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse._SubParsersAc
         parser.add_argument("--images", type=Path, metavar="DIR", help="image root; every file must exist")
         parser.add_argument("--rejects", type=Path, metavar="FILE", help="write bad records and why here")
         parser.add_argument("--strict", action="store_true", help="stop at the first bad record")
-    convert.add_argument("--max-bad", type=float, default=0.01, metavar="SHARE", help="tolerated (0.01)")
+    convert.add_argument(
+        "--max-bad", type=kinds.share, default=0.01, metavar="SHARE", help="tolerated (0.01)"
+    )
     commands.add_parser("formats", help="list the formats")
     for parser in set(commands.choices.values()):
         parser.set_defaults(run=run)
@@ -49,14 +61,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse._SubParsersAc
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out one data command; 0 when all is well, 1 for bad data (said on standard error)."""
-    from data.jsonl import DataError
-
-    try:
-        return _COMMANDS[args.data_command](args)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 1
+    """Carry out one data command; 0, or 1 where ``validate`` finds bad records. Raises DataError."""
+    return _COMMANDS[args.data_command](args)
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -235,8 +241,13 @@ def _validate(args: argparse.Namespace) -> int:
     pairs = _pairs(args.src, source, None, args.images, Counter())
     pairs = _decoded(pairs, args.images) if args.decode else pairs
     count: Counter[str] = Counter()
-    for _ in keep(_told(_counted(pairs, count)), strict=args.strict, max_bad=1.0, rejects=args.rejects):
-        pass
+    try:
+        for _ in keep(_told(_counted(pairs, count)), strict=args.strict, max_bad=1.0, rejects=args.rejects):
+            pass
+    except DataError:
+        # a strict check ends with its first bad record, which was told; any other error is the file's
+        if not (args.strict and count["bad"]):
+            raise
     print(f"{args.src} as {name}: {count['good']} good, {count['bad']} bad records")
     return 1 if count["bad"] or not count["good"] else 0
 

@@ -12,12 +12,13 @@ import torch
 from align.checkpoint import RunDir
 from align.config import EvalSettings, GenerateSettings
 from align.generate import Item, generate
-from align.models.lmm import Lmm, check_is_lmm
+from align.models.lmm import Lmm, check_model
 from align.models.lmm import load as load_lmm
 from align.pictures import encode_pictures, open_pictures
 from align.render import Renderer
 from align.schedule import step_seed
 from data.formats.mmhal import write as write_mmhal
+from data.images import check_image
 from data.jsonl import DataError, read_records, write_json
 from data.schema import Message, Prompt, Response
 from data.world.annotators import rate
@@ -30,7 +31,7 @@ from evals.metrics import interval_from
 from evals.mmhal import MmhalBenchmark, read_benchmark
 from evals.objects import ObjectBenchmark
 from evals.pope import PopeBenchmark, read_split
-from evals.report import Cell, Page, Table, write_report
+from evals.report import Cell, Page, Table, Text, write_report
 from evals.runner import Benchmark, EvalItem
 from evals.runner import run as run_benchmarks
 
@@ -41,14 +42,15 @@ def run(settings: EvalSettings) -> Path:
     """Write responses, verdicts, ``results.json`` and ``report.html``; answered items are not asked again.
 
     Raises:
-        DataError: a benchmark, its verdicts or its truth is missing or unreadable.
+        DataError: a benchmark, its pictures, verdicts or truth are missing or unreadable.
         ModelError: the checkpoint is no multimodal model. CheckpointError: the output is another run's.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     scenes = read_scenes(Path(settings.world)) if settings.world else {}
     benchmarks = benchmarks_of(settings, scenes)
-    check_is_lmm(settings.model.path)
+    check_pictures(settings, benchmarks)
+    check_model(settings.model)
     if settings.dry_run:
         return Path(settings.output)
     with RunDir.create(settings.output, settings, "eval") as run_dir:
@@ -142,7 +144,7 @@ class Answerer:
 
     def answer(self, chunk: list[EvalItem]) -> dict[str, str]:
         """Responses to one whole chunk by id."""
-        pictures = open_pictures([item.image for item in chunk], self.images)
+        pictures = open_pictures([item.image for item in chunk], self.images, [item.id for item in chunk])
         encoded = encode_pictures(self.lmm, self.renderer, pictures)
         asked: list[Item] = [
             ([Message(role="user", content=item.question)], image) for item, image in zip(chunk, encoded)
@@ -164,7 +166,8 @@ def benchmarks_of(settings: EvalSettings, scenes: Mapping[str, Scene]) -> list[B
         splits = tuple(read_split(path, name, limit=settings.limit) for name, path in pope.items())
         found.append(PopeBenchmark(splits, prefix=settings.pope_prefix, **boot))
     if path := settings.benchmarks.get("mmhal"):
-        found.append(read_benchmark(path, judge_of(settings, scenes), limit=settings.limit, **boot))
+        judge = judge_of(settings, scenes)
+        found.append(read_benchmark(path, judge, limit=settings.limit, images=settings.images, **boot))
     if path := settings.benchmarks.get("describe"):
         if not scenes:
             mend = "set world=FOLDER (the built-in world), or leave describe out"
@@ -173,6 +176,34 @@ def benchmarks_of(settings: EvalSettings, scenes: Mapping[str, Scene]) -> list[B
         truth = {i.image.id: scenes[i.image.id].objects for i in items if i.image.id in scenes}
         found.append(ObjectBenchmark(items, truth, mentioned, name="describe", **boot))
     return found
+
+
+def check_pictures(settings: EvalSettings, benchmarks: Sequence[Benchmark]) -> None:
+    """Raise DataError for the first picture that cannot be had, with the file and the item that name it.
+
+    Ahead of the model: found when its item is reached, it would cost the hours of the items before.
+    """
+    seen: set[str] = set()
+    for benchmark in benchmarks:
+        for item in benchmark.items:
+            if item.image.path in seen:
+                continue
+            try:
+                check_image(item.image, settings.images)
+            except DataError as error:
+                mend = error.mend
+                if item.image.url is not None and settings.images is None:
+                    mend = "download the pictures into one folder and set images to it"
+                file = file_of(settings, benchmark, item)
+                raise DataError(error.rule, file=file, key=f"item {item.id!r}", mend=mend) from error
+            if item.image.path is not None:
+                seen.add(item.image.path)
+
+
+def file_of(settings: EvalSettings, benchmark: Benchmark, item: EvalItem) -> str:
+    """The file that an item comes from."""
+    files = {str(name): path for name, path in settings.benchmarks.items()}
+    return files[f"pope_{item.id.split('/')[0]}" if isinstance(benchmark, PopeBenchmark) else benchmark.name]
 
 
 def describe_items(path: str, limit: int | None) -> tuple[EvalItem, ...]:
@@ -210,14 +241,42 @@ def oracle(scenes: Mapping[str, Scene], request: JudgeRequest) -> str:
 
 
 def page_of(results: Mapping[str, Any]) -> Page:
-    """A table for each benchmark: every figure that has an interval."""
-    tables = []
-    for name, found in results["benchmarks"].items():
-        rows: list[list[Cell]] = [
-            [label, interval_from(figure), figure["n"]] for label, figure in intervals(found)
-        ]
-        tables.append(Table(name, ["figure", "value", "n"], rows))
-    return Page("Evaluation", tables, results["model"], footer="Intervals: 95 % bootstrap over images.")
+    """A table for each benchmark: every figure that has an interval, and where they come from."""
+    sections = [section_of(name, found) for name, found in results["benchmarks"].items()]
+    return Page("Evaluation", sections, results["model"], footer="Intervals: 95 % bootstrap over images.")
+
+
+def section_of(name: str, found: Mapping[str, Any]) -> Table | Text:
+    """One benchmark's figures with their provenance; words where there are none for want of a judge."""
+    if "judge" in found and found["judge"] is None:
+        told = (
+            "The questions were answered, and the answers were not rated: no judge was given. Rate "
+            "mmhal_responses.json, then evaluate with verdicts=FILE."
+        )
+        return Text(f"{told}\n\n{provenance(found)}", title=name)
+    rows: list[list[Cell]] = [
+        [label, interval_from(figure), figure["n"]] for label, figure in intervals(found)
+    ]
+    return Table(name, ["figure", "value", "n"], rows, provenance(found))
+
+
+def provenance(found: Mapping[str, Any]) -> str:
+    """Of which questions a benchmark's figures are, and what nobody could read: for the table's note."""
+    if "splits" in found:
+        splits = (
+            f"{name}: n = {split['n']} on {split['images']} images, "
+            f"{split['strict']['counts']['unparsed']} unparsed (strict rule), file sha256 {split['sha256']}"
+            for name, split in found["splits"].items()
+        )
+        return f"{'; '.join(splits)}."
+    if "judge" not in found:
+        return f"n = {found['n']}; questions and truth sha256 {found['sha256']}."
+    asked = f"n = {found['n']}; file sha256 {found['sha256']}."
+    if found["judge"] is None:
+        return asked
+    prompt, unrated = found["prompt"], len(found["unrated"])
+    judged = f"Judge: {found['judge']}; prompt (for a judge that reads one): {prompt['name']}, sha256 "
+    return f"{asked} {judged}{prompt['sha256']}. Unrated, counted as 0: {unrated}."
 
 
 def intervals(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

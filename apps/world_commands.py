@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--difficulty", type=float, default=None, help="0..1: how hard the pictures are to see"
     )
     world.add_argument(
-        "--scale", type=float, default=1.0, help="multiplies the number of records of every part"
+        "--scale", type=float, default=1.0, help="multiplies the number of records of every part (to 1000)"
     )
     annotate_ = subparsers.add_parser("annotate", help="simulated labelers choose between sampled responses")
     annotate_.add_argument("samples", type=Path, help="samples.jsonl of `align sample`")
@@ -48,6 +48,9 @@ def run(args: argparse.Namespace) -> int:
 
         if args.difficulty is not None and not 0 <= args.difficulty <= 1:
             raise DataError(f"{args.difficulty} is not a share", key="--difficulty", mend="give 0..1")
+        if not 0 < args.scale <= 1000:
+            rule = f"{args.scale} is no scale"
+            raise DataError(rule, key="--scale", mend="give a number above 0 and up to 1000")
         sizes = WorldSizes(**{k: max(24, round(v * args.scale)) for k, v in asdict(WorldSizes()).items()})
         rates = WorldRates() if args.difficulty is None else WorldRates(difficulty=args.difficulty)
         build(args.output, sizes, rates, seed=args.seed)

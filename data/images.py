@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import io
 import struct
 import urllib.request
 import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
 
 import numpy as np
 from PIL import Image as Pil
-from PIL import ImageOps
+from PIL import ImageOps, UnidentifiedImageError
 
 from data.jsonl import DataError
 from data.schema import Image
@@ -71,17 +73,21 @@ def image_bytes(image: Image, root: str | Path | None, *, allow_urls: bool = Fal
         try:
             data = path.read_bytes()
         except OSError as error:
-            rule = f"{image.path!r} cannot be read ({error.strerror})"
-            raise DataError(rule, key="image.path", mend="check the file's permissions") from error
+            raise _unreadable(image.path, error) from error
     if not data:
         raise DataError(f"image {image.id!r} is empty (0 bytes)", key="image", mend="fetch the file again")
     return data
 
 
+def _unreadable(path: str | None, error: OSError) -> DataError:
+    rule = f"{path!r} cannot be read ({error.strerror})"
+    return DataError(rule, key="image.path", mend="check the file's permissions")
+
+
 def _download(url: str, allowed: bool) -> bytes:
     if not allowed:
-        mend = "download it and give a path, or allow URLs"
-        raise DataError(f"{url!r} is a URL, and URLs are not allowed here", key="image.url", mend=mend)
+        mend = "download it into the image root and give its path"
+        raise DataError(f"{url!r} is a URL, and URLs are not fetched here", key="image.url", mend=mend)
     if not url.startswith(("http://", "https://")):
         raise DataError(f"{url!r} is not an http(s) address", key="image.url", mend="use http(s) or a path")
     try:
@@ -94,6 +100,23 @@ def _download(url: str, allowed: bool) -> bytes:
         rule = f"{url!r} holds more than {MAX_BYTES} bytes"
         raise DataError(rule, key="image.url", mend="download and shrink it")
     return data
+
+
+def check_image(image: Image, root: str | Path | None) -> None:
+    """Raise DataError unless the image is there and begins as one that ``open_image`` takes; refuse URLs.
+
+    Cheap enough for all of a run's images ahead of it: a file's header is read, no pixel is decoded. So
+    damage behind the header passes.
+    """
+    if image.path is None:
+        _header(io.BytesIO(image_bytes(image, root)), image.id, MAX_PIXELS)
+        return
+    try:
+        file = image_path(image, root).open("rb")
+    except OSError as error:
+        raise _unreadable(image.path, error) from error
+    with file:
+        _header(file, image.path, MAX_PIXELS)
 
 
 def open_image(
@@ -109,23 +132,36 @@ def open_image(
     """
     data = image_bytes(image, root, allow_urls=allow_urls)
     name = image.path or image.url or image.id
-    try:
-        picture = Pil.open(io.BytesIO(data))
-        width, height = picture.size
-        if width < 1 or height < 1:
-            raise DataError(f"{name!r} has no area ({width}x{height})", key="image", mend="replace the image")
-        if width * height > max_pixels:
-            rule = f"{name!r} is {width}x{height}, more than {max_pixels} pixels"
-            raise DataError(rule, key="image", mend="shrink the image")
+    picture = _header(io.BytesIO(data), name, max_pixels)
+    with _decoding(name):
         picture.load()
-    except DataError:
-        raise
+    return _to_rgb(_upright(picture))
+
+
+def _header(file: IO[bytes], name: str, max_pixels: int) -> Pil.Image:
+    """The image in a file, its size checked, its pixels not decoded yet."""
+    with _decoding(name):
+        picture = Pil.open(file)
+    width, height = picture.size
+    if width < 1 or height < 1:
+        raise DataError(f"{name!r} has no area ({width}x{height})", key="image", mend="replace the image")
+    if width * height > max_pixels:
+        rule = f"{name!r} is {width}x{height}, more than {max_pixels} pixels"
+        raise DataError(rule, key="image", mend="shrink the image")
+    return picture
+
+
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    try:
+        yield
     except Pil.DecompressionBombError as error:
         raise DataError(f"{name!r} is too large ({error})", key="image", mend="shrink the image") from error
     except _DECODE_ERRORS as error:
-        rule = f"{name!r} cannot be decoded ({error})"
+        # Pillow names the open file here, by its address
+        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
+        rule = f"{name!r} cannot be decoded ({reason})"
         raise DataError(rule, key="image", mend="replace the file; it is damaged or no image") from error
-    return _to_rgb(_upright(picture))
 
 
 def _upright(picture: Pil.Image) -> Pil.Image:
@@ -147,11 +183,6 @@ def _to_rgb(picture: Pil.Image) -> Pil.Image:
     return picture.convert("RGB")
 
 
-def image_hash(image: Image, root: str | Path | None) -> str:
-    """SHA-256 (hexadecimal) of the encoded bytes: equal for equal files, whatever their names."""
-    return hashlib.sha256(image_bytes(image, root)).hexdigest()
-
-
 def pad_square(img: Pil.Image, fill: tuple[int, int, int]) -> Pil.Image:
     """The image in the middle of a square of its longer side; ``fill`` is RGB in 0..255."""
     width, height = img.size
@@ -161,14 +192,3 @@ def pad_square(img: Pil.Image, fill: tuple[int, int, int]) -> Pil.Image:
     square = Pil.new(img.mode, (side, side), fill)
     square.paste(img, ((side - width) // 2, (side - height) // 2))
     return square
-
-
-def downscale(img: Pil.Image, side: int) -> Pil.Image:
-    """The image shrunk so that its longer side is at most ``side`` pixels; never enlarged, never below 1."""
-    if side < 1:
-        raise ValueError(f"side is {side}; it must be at least 1 pixel")
-    longest = max(img.size)
-    if longest <= side:
-        return img
-    width, height = (max(1, round(length * side / longest)) for length in img.size)
-    return img.resize((width, height), Pil.Resampling.LANCZOS)

@@ -6,8 +6,8 @@ what happens to the bad ones (stop at the first, or stop when they are too many,
 
 from __future__ import annotations
 
-import difflib
 import json
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -16,86 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from data.errors import DataError as DataError
+from data.errors import Pairs as Pairs
+from data.errors import Row as Row
+from data.errors import explain as explain
 from data.schema import RECORDS, AnyRecord, Facts, Preference, Verdict
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-class DataError(ValueError):
-    """Data that breaks a rule. Reads as ``file:line: key: rule; mend``.
-
-    ``index`` (0-based) stands in for ``line`` where the file is one JSON array.
-    """
-
-    def __init__(
-        self,
-        rule: str,
-        *,
-        mend: str = "",
-        key: str | None = None,
-        file: str | None = None,
-        line: int | None = None,
-        index: int | None = None,
-    ) -> None:
-        self.rule, self.mend, self.key = rule, mend, key
-        self.file, self.line, self.index = file, line, index
-        super().__init__(rule)
-
-    def __str__(self) -> str:
-        where = self.file or ""
-        if self.line is not None:
-            where += f":{self.line}"
-        elif self.index is not None:
-            where += f"[{self.index}]"
-        text = f"{self.rule}; {self.mend}" if self.mend else self.rule
-        return ": ".join(part for part in (where, self.key, text) if part)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One record as it stands in its file: where it is, and what it held before it was understood."""
-
-    file: str
-    line: int | None = None
-    index: int | None = None
-    #: the parsed JSON value, or the text of a line that is not JSON
-    raw: Any = field(default=None, repr=False)
-
-    @property
-    def number(self) -> int:
-        """0-based position in the file, for rows that bring no id of their own."""
-        return self.index if self.index is not None else (self.line or 1) - 1
-
-    def locate(self, error: DataError) -> DataError:
-        """The same error, with this row's place."""
-        error.file, error.line, error.index = self.file, self.line, self.index
-        return error
-
-
-Pairs = Iterator[tuple[Row, T | DataError]]
-
-
-def explain(error: ValidationError, model: type[BaseModel] | None = None) -> DataError:
-    """Turn pydantic's report into one DataError that names the first bad key (no place yet)."""
-    errors = error.errors(include_url=False)
-    first = errors[0]
-    key = ".".join(str(part) for part in first["loc"]) or None
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    if first["type"] == "missing":
-        return DataError("the key is missing" + more, key=key, mend="add it")
-    if first["type"] == "extra_forbidden":
-        known = list(model.model_fields) if model and len(first["loc"]) == 1 else []
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "remove it or correct its spelling"
-        return DataError("unknown key" + more, key=key, mend=hint)
-    if first["type"] == "value_error":
-        return DataError(str(first["ctx"]["error"]) + more, key=key, mend="correct the record")
-    value = repr(first["input"])
-    value = value if len(value) <= 60 else value[:57] + "..."
-    rule = first["msg"][0].lower() + first["msg"][1:]
-    return DataError(f"{rule}, not {value}{more}", key=key, mend="correct the value")
 
 
 def _open(path: str | Path) -> IO[bytes]:
@@ -127,14 +57,50 @@ def _lines(path: str | Path) -> Iterator[tuple[Row, str | DataError]]:
 
 def _parse_line(row: Row, text: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in text:  # the bytes were UTF-8, so only an escape can hold half a character
+            whole_text(value)
     except json.JSONDecodeError as error:
         rule = f"not valid JSON ({error.msg}, column {error.colno})"
         raise row.locate(DataError(rule, mend="put one whole JSON object on each line")) from None
+    except DataError as error:
+        raise row.locate(error) from None
+    return value
+
+
+def whole_text(value: Any, key: str | None = None) -> None:
+    """Raise DataError (without a file) for a text that holds a lone surrogate: JSON can escape one
+    (``"\\ud83d"``), but no UTF-8 file and no tokenizer takes it."""
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            rule = f"half a character ({value[error.start]!r}, a lone surrogate)"
+            raise DataError(rule, key=key, mend="write the character whole, or remove it") from None
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            whole_text(name, key)
+            whole_text(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            whole_text(item, f"{key}.{i}" if key else str(i))
 
 
 def read_json(path: str | Path) -> Any:
-    """The value of a JSON file. Raises DataError with the line where it is not UTF-8 or not JSON."""
+    """The value of a JSON file.
+
+    Raises DataError with the line where it is not UTF-8 or not JSON, or with the key of a text that is no
+    whole text (a lone surrogate).
+    """
+    value = _parse_file(path)
+    try:
+        whole_text(value)
+    except DataError as error:
+        raise Row(str(path)).locate(error) from None
+    return value
+
+
+def _parse_file(path: str | Path) -> Any:
     with _open(path) as file:
         data = file.read()
     try:
@@ -153,7 +119,7 @@ def read_rows(path: str | Path) -> Pairs[dict[str, Any]]:
         head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     found: Iterator[tuple[Row, Any]]
     if head.startswith(b"["):
-        found = ((Row(str(path), index=i, raw=v), v) for i, v in enumerate(read_json(path)))
+        found = _json_array(path)
     else:
         found = _json_lines(path)
     for row, value in found:
@@ -162,6 +128,17 @@ def read_rows(path: str | Path) -> Pairs[dict[str, Any]]:
         else:
             rule = f"the record is a {type(value).__name__}, not a JSON object"
             yield row, row.locate(DataError(rule, mend="give an object with named keys"))
+
+
+def _json_array(path: str | Path) -> Iterator[tuple[Row, Any]]:
+    for i, value in enumerate(_parse_file(path)):
+        row = Row(str(path), index=i, raw=value)
+        try:
+            whole_text(value)
+        except DataError as error:
+            yield row, row.locate(error)
+        else:
+            yield row, value
 
 
 def _json_lines(path: str | Path) -> Iterator[tuple[Row, Any]]:
@@ -177,22 +154,35 @@ def _json_lines(path: str | Path) -> Iterator[tuple[Row, Any]]:
             yield Row(row.file, line=row.line, raw=value), value
 
 
+@dataclass
+class Rejects:
+    """Bad records that wait for their file, because the folder it belongs to is not there yet."""
+
+    found: list[tuple[Row, DataError]] = field(default_factory=list)
+
+    def write(self, path: str | Path) -> None:
+        """One JSON line a bad record: its place, the reason, and the original. Empty when all is well."""
+        # ASCII, because an original may hold what UTF-8 cannot (see ``whole_text``)
+        write_lines(path, (json.dumps(_reject(row, error)) for row, error in self.found))
+
+
 def keep(
     pairs: Iterable[tuple[Row, T | DataError]],
     *,
     limit: int | None = None,
     strict: bool = False,
     max_bad: float = 0.01,
-    rejects: str | Path | None = None,
+    rejects: str | Path | Rejects | None = None,
 ) -> Iterator[T]:
     """Yield the good records of a reading pipeline and deal with the bad ones.
 
     ``strict`` raises the first bad record's error. Otherwise bad records are counted, and once the
     input (or ``limit`` good records) is through, more than the share ``max_bad`` of them raises a
-    DataError that quotes the first few. ``rejects`` gets one JSON line a bad record: its place, the
-    reason, and the original. It is written in every case, empty when all is well.
+    DataError that quotes the first few; fewer are left out with a warning. ``rejects`` gets them all, in
+    every case: a file is written at the end of reading, a ``Rejects`` by its owner.
     """
-    good, bad = 0, []
+    good = 0
+    bad: list[tuple[Row, DataError]] = []
     try:
         for row, got in pairs:
             if isinstance(got, DataError):
@@ -205,14 +195,20 @@ def keep(
             if good == limit:
                 break
     finally:
-        if rejects is not None:
-            write_text(rejects, "".join(json.dumps(_reject(*b), ensure_ascii=False) + "\n" for b in bad))
+        if isinstance(rejects, Rejects):
+            rejects.found += bad
+        elif rejects is not None:
+            Rejects(bad).write(rejects)
+    count = f"{len(bad)} of {good + len(bad)} records are bad"
     if len(bad) > max_bad * (good + len(bad)):
         quoted = "".join(f"\n  {error}" for _, error in bad[:3])
-        rule = f"{len(bad)} of {good + len(bad)} records are bad, more than {max_bad:.3g} of them"
-        seen = f"see {rejects}" if rejects is not None else "write them out with a rejects file"
+        lists = "align data validate FILE --rejects OUT lists them"
+        seen = f"see {rejects}" if isinstance(rejects, str | Path) else lists
         mend = f"mend them ({seen}) or raise max_bad. The first:{quoted}"
+        rule = f"{count}, more than {max_bad:.3g} of them"
         raise DataError(rule, file=bad[0][0].file, mend=mend)
+    if bad:
+        log.warning("%s and left out; the first: %s", count, bad[0][1])
 
 
 def _reject(row: Row, error: DataError) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from data.formats import choose
 from data.formats.base import unique_ids
 from data.formats.llava_rlhf import add_captions, read_captions
 from data.formats.pope import PopeItem
-from data.images import image_path
-from data.jsonl import DataError, Pairs, Row, keep, no_duplicates, record_pairs
+from data.images import check_image
+from data.jsonl import DataError, Pairs, Rejects, Row, keep, no_duplicates, record_pairs
 from data.schema import RECORDS, AnyRecord, Image
 
 
@@ -26,14 +26,15 @@ def load(
     limit: int | None = None,
     max_bad: float = 0.01,
     strict: bool = False,
-    rejects: str | Path | None = None,
+    rejects: str | Path | Rejects | None = None,
 ) -> list[AnyRecord]:
     """All records of kind ``want`` in one file or several (concatenated), in order.
 
     ``format`` names a foreign format (``data.formats``); None reads schema JSONL, where records of
-    other kinds are passed over. Every image file must exist under ``images``; it is not decoded.
-    ``captions`` (image_to_caption.json) adds facts. Bad records are dealt with as ``data.jsonl.keep``
-    says. Raises DataError, also when nothing is left, or when images are paths and ``images`` is None.
+    other kinds are passed over. Every image must be given by bytes or by a file under ``images``, and
+    its header be an image's; it is not decoded. ``captions`` (image_to_caption.json) adds facts. Bad
+    records are dealt with as ``data.jsonl.keep`` says. Raises DataError, also when nothing is left, or
+    when images are paths and ``images`` is None.
     """
     if want not in RECORDS:
         raise DataError(f"unknown kind {want!r}", key="want", mend=f"use one of {', '.join(RECORDS)}")
@@ -71,30 +72,37 @@ def of_kind(pairs: Pairs[AnyRecord], want: str, other: Counter[str]) -> Pairs[An
 
 
 def existing(pairs: Pairs[Any], images: str | Path | None) -> Pairs[Any]:
-    """Turn records whose image file is missing, or outside the root, into errors at their place.
+    """Turn records whose image cannot be had into errors at their place (see ``data.images.check_image``).
 
-    Raises DataError at the first image path when ``images`` is None. URLs and bytes pass.
+    Raises DataError at the first image path when ``images`` is None.
     """
     known: dict[str, DataError | None] = {}
     for row, got in pairs:
         image = None if isinstance(got, DataError) else getattr(got, "image", None)
         if isinstance(got, PopeItem):
             image = Image(id=got.image, path=got.image)
-        path = getattr(image, "path", None)
-        if image is None or path is None:
+        if not isinstance(image, Image):
             yield row, got
             continue
-        if images is None:
+        if image.path is not None and images is None:
             # not one record's fault: no record could pass
-            rule = f"the records name images by path ({path!r}), and no image root is given"
+            rule = f"the records name images by path ({image.path!r}), and no image root is given"
             raise row.locate(DataError(rule, key="images", mend="set images to the folder that holds them"))
-        if path not in known:
-            try:
-                image_path(image, images)
-                known[path] = None
-            except DataError as error:
-                known[path] = error
-        yield row, at_row(row, known[path]) or got
+        if image.path is None:
+            found = _fault(image, images)
+        elif image.path in known:
+            found = known[image.path]
+        else:
+            found = known[image.path] = _fault(image, images)
+        yield row, at_row(row, found) or got
+
+
+def _fault(image: Image, root: str | Path | None) -> DataError | None:
+    try:
+        check_image(image, root)
+    except DataError as error:
+        return error
+    return None
 
 
 def at_row(row: Row, found: DataError | None) -> DataError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import threading
@@ -13,6 +14,9 @@ try:
     import fcntl
 except ImportError:  # not POSIX: two writers are then the user's care
     fcntl = None  # type: ignore[assignment]
+
+#: what a file system without locks answers (some network ones): likewise
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def end_with_parent() -> None:
@@ -37,11 +41,21 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """Hold ``folder`` (``.lock`` in it) while the block runs; the system lets go when the process dies.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds it, or this one a second time.
     """
     if fcntl is None:
         yield
         return
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+    # "a" leaves a file that another holds as it is, its times too
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        try:
+            yield
+        finally:
+            # closing alone would not do where a forked child still has the file open
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)

@@ -9,13 +9,15 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
-from data.formats.base import named_image
+from data.formats.base import build, named_image
 from data.formats.mmhal import MmhalItem
 from data.formats.mmhal import read as read_items
-from data.jsonl import DataError
+from data.images import image_path
+from data.jsonl import DataError, Row
 from data.schema import Image, Verdict
 from evals import metrics
 from evals.journal import content_hash, file_hash
@@ -98,6 +100,8 @@ class MmhalBenchmark:
     """The questions with their judge; ids are the questions' positions in the file, as text.
 
     Without a judge the questions are asked and not rated: ``answered`` gives them to whoever rates them.
+    The official file names its images by URL. With an image root (``images``) each is the file there that
+    bears the last part of its URL; without one, URLs are for the ``generate`` that is asked.
     """
 
     questions: tuple[MmhalItem, ...]
@@ -107,6 +111,9 @@ class MmhalBenchmark:
     name: str = "mmhal"
     n_boot: int = 1000
     seed: int = 0
+    images: str | Path | None = None
+    #: where the questions were read, for messages
+    file: str | None = None
 
     def __post_init__(self) -> None:
         if not self.questions:
@@ -118,7 +125,19 @@ class MmhalBenchmark:
 
     @property
     def items(self) -> list[EvalItem]:
-        return [EvalItem(name, _image(item), item.question) for name, item in self._by_id().items()]
+        """The questions. DataError, naming the one, for an ``image_src`` that is none or has no file."""
+        return [
+            EvalItem(name, self._image(name, item), item.question) for name, item in self._by_id().items()
+        ]
+
+    def _image(self, name: str, item: MmhalItem) -> Image:
+        try:
+            image = named_image(item.image_src, "image_src")
+            if image.url is not None and self.images is not None:
+                image = _downloaded(image.url, self.images)
+        except DataError as error:
+            raise Row(self.file or self.name, index=int(name)).locate(error) from None
+        return image.model_copy(update={"id": item.image_id or image.id})
 
     def answered(self, responses: Mapping[str, str]) -> list[MmhalItem]:
         """The questions with ``model_answer`` filled in: the content of MMHal-Bench's response file."""
@@ -199,16 +218,25 @@ class MmhalBenchmark:
         }
 
 
-def _image(item: MmhalItem) -> Image:
-    image = named_image(item.image_src, "image_src")
-    return image.model_copy(update={"id": item.image_id or image.id})
+def _downloaded(url: str, root: str | Path) -> Image:
+    """The file under ``root`` that bears the last part of a URL's path. DataError where there is none."""
+    name = PurePosixPath(unquote(re.split("[?#]", url)[0])).name
+    image = build(Image, id=url, path=name)
+    try:
+        image_path(image, root)
+    except DataError as error:
+        rule = f"{error.rule} for {url}"
+        mend = "download it there under this name, or give its path below the image root"
+        raise DataError(rule, key="image_src", mend=mend) from None
+    return image
 
 
 def read_benchmark(
     path: str | Path, judge: Judge | None, *, limit: int | None = None, **options: Any
 ) -> MmhalBenchmark:
     """The benchmark from MMHal-Bench's template file (or one of its layout)."""
-    return MmhalBenchmark(tuple(read_items(path, limit=limit)), file_hash(path), judge, **options)
+    questions = tuple(read_items(path, limit=limit))
+    return MmhalBenchmark(questions, file_hash(path), judge, file=str(path), **options)
 
 
 def benchmark_of(items: list[MmhalItem], judge: Judge | None, **options: Any) -> MmhalBenchmark:

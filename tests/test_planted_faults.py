@@ -63,9 +63,6 @@ OFFICIAL = {"text": "NO", "want": "yes"}
 
 FAULTS = [
     # --- the mathematics of PPO ---
-    Fault("padding enters a mean", rl.masked_mean,
-          "torch.where(mask > 0, x, 0).sum() / mask.sum()", "x.mean()",
-          test_rl.test_masked_mean_ignores_padding_even_when_it_is_nan),
     Fault("k1 is not clamped", rl.kl_penalty,
           "(-d).clamp(min=0)", "-d",
           test_rl.test_kl_k1_is_the_positive_part),

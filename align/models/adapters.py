@@ -5,13 +5,32 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from align.config import LoraSettings
+from align.config import LoraSettings, is_hub_id
 from align.models.build import ModelError
+
+
+def check_adapter(path: str) -> None:
+    """Raise ModelError unless ``path`` is the folder of a whole PEFT adapter; Hub ids pass."""
+    folder = Path(path)
+    if is_hub_id(path):
+        return
+    if not folder.is_dir():
+        raise ModelError(
+            f"{path}: no such directory; give an adapter's directory or a Hub id like owner/name"
+        )
+    if not (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{path}: adapter_config.json is missing; give the folder of a PEFT adapter "
+            "(a run keeps its own in 'adapter' or 'policy')"
+        )
+    if not any((folder / f"adapter_model.{kind}").exists() for kind in ("safetensors", "bin")):
+        raise ModelError(f"{path}: no weights (adapter_model.safetensors); the copy is incomplete")
 
 
 def add_adapters(

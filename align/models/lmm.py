@@ -6,13 +6,11 @@ once and scattered into the token embeddings. Any other image-text-to-text model
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import os
-import re
-import shutil
 import sys
-import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,21 +20,23 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
-    BitsAndBytesConfig,
     LlavaForConditionalGeneration,
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
-from align.config import ModelSettings
+from align.config import ModelSettings, is_hub_id
+from align.folders import new_folder
 from align.models.adapters import adapter_of as adapter_of
 from align.models.adapters import adapters_off as adapters_off
 from align.models.adapters import add_adapters as add_adapters
+from align.models.adapters import check_adapter as check_adapter
 from align.models.adapters import use_adapter as use_adapter
 from align.models.build import CHAT_TEMPLATE as CHAT_TEMPLATE
 from align.models.build import ModelError as ModelError
 from align.models.build import build_llava as build_llava
+from align.models.quantized import keep_unpacked, quantization, quantize
 
 Batch = dict[str, Any]
 
@@ -59,42 +59,30 @@ class Lmm:
         return next(self.model.parameters()).device
 
     @property
-    def dtype(self) -> torch.dtype:
-        return unwrap(self.model).dtype
-
-    @property
     def tokenizer(self) -> Any:
         return getattr(self.processor, "tokenizer", self.processor)
 
 
 def save(model: Any, processor: Any, directory: str | Path) -> Path:
     """Write an ordinary Hugging Face checkpoint: complete or not at all. Replaces an older one."""
-    directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temp = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    model.save_pretrained(temp)
-    processor.save_pretrained(temp)
-    swap_in(temp, directory)
-    return directory
+    with new_folder(directory) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return Path(directory)
 
 
-def swap_in(temp: Path, directory: Path) -> None:
-    """Put the finished folder ``temp`` in the place of ``directory`` (same file system)."""
-    temp.chmod(0o755)
-    old = None
-    if directory.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
-        os.replace(directory, old)
-    os.replace(temp, directory)
-    if old is not None:
-        shutil.rmtree(old)
+def check_model(settings: ModelSettings) -> None:
+    """Raise ModelError unless the checkpoint and its adapters are there and whole; loads no weights."""
+    check_is_lmm(settings.path)
+    for adapter in settings.adapters:
+        check_adapter(adapter)
 
 
 def check_is_lmm(path: str) -> None:
     """Raise ModelError unless ``path`` is a complete image-text-to-text checkpoint; Hub ids pass."""
     folder = Path(path)
     if not folder.exists():
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
+        if is_hub_id(path):
             return
         raise ModelError(
             f"{path}: no such directory; give a checkpoint's directory or a Hub id like owner/name"
@@ -128,10 +116,13 @@ def load(settings: ModelSettings, *, trainable: bool = False) -> Lmm:
     """Load a checkpoint in the asked precision, merge ``settings.adapter`` into it, freeze it unless
     ``trainable``.
 
-    8- and 4-bit (NF4) bases keep the vision tower, projector and head in ``dtype``. Raises ModelError for a
-    directory that is no multimodal checkpoint, and for full training of a quantized base.
+    8- and 4-bit (NF4) bases keep the vision tower, projector and head in ``dtype``. With ``bits`` and an
+    adapter the whole model is first read and merged in ``dtype`` on the CPU (26 GB of RAM for 13B parameters
+    at 16 bits), since an adapter merged into quantized weights is rounded away. Raises ModelError for a
+    directory that is no multimodal checkpoint or no adapter, a Hub id that cannot be had, and for full
+    training of a quantized base.
     """
-    check_is_lmm(settings.path)
+    check_model(settings)
     if trainable and settings.bits:
         raise ModelError(
             f"model.bits {settings.bits}: a quantized base cannot learn in full; set lora or drop bits"
@@ -143,52 +134,60 @@ def load(settings: ModelSettings, *, trainable: bool = False) -> Lmm:
         "attn_implementation": settings.attention,
         "trust_remote_code": settings.trust_remote_code,
     }
+    small: Batch = {}
     if settings.bits:
-        options |= {"quantization_config": _quantization(settings.bits, dtype), "device_map": {"": device}}
-    model = AutoModelForImageTextToText.from_pretrained(settings.path, **options)
-    if settings.bits:
-        keep_unpacked(model)
-    else:
+        small = {"quantization_config": quantization(settings.bits, dtype), "device_map": {"": device}}
+    for adapter in settings.adapters:
+        _fetch_config(adapter)
+    with _named(settings.path, OSError):
+        model = AutoModelForImageTextToText.from_pretrained(
+            settings.path, **options, **({} if settings.adapters else small)
+        )
+        processor = AutoProcessor.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+    if not settings.bits:
         model = model.to(device)
     for adapter in settings.adapters:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    processor = AutoProcessor.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
-    if not settings.bits:
-        model.requires_grad_(trainable)
+        model = _merged(model, adapter)
+    if settings.bits:
+        if settings.adapters:
+            model = quantize(model, settings.path, options | small)
+        keep_unpacked(model)
+    model.requires_grad_(trainable)
     return Lmm(model.eval(), processor, settings.path)
+
+
+def _fetch_config(adapter: str) -> None:
+    """Ahead of the base, which may take minutes: an adapter that cannot be had is told of at once."""
+    from peft import PeftConfig
+
+    # PEFT says ValueError of what it cannot fetch
+    with _named(adapter, OSError, ValueError):
+        PeftConfig.from_pretrained(adapter)
+
+
+def _merged(model: Any, adapter: str) -> Any:
+    from peft import PeftModel
+
+    with _named(adapter, OSError):
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+@contextlib.contextmanager
+def _named(path: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn what the libraries say of a missing, unreachable or damaged checkpoint into a ModelError."""
+    try:
+        yield
+    except errors as error:
+        reason = " ".join(str(error).split())
+        mend = "check the Hub id and the connection, or give a local directory"
+        mend = mend if is_hub_id(path) else "restore its files"
+        raise ModelError(f"{path}: cannot be loaded ({reason}); {mend}") from error
 
 
 def _device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
-    # names are matched from their start, hence the leading ".*"
-    skip = [".*vision_tower", ".*vision_model", ".*visual", ".*multi_modal_projector", "lm_head"]
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=skip,
-    )
-
-
-def keep_unpacked(model: nn.Module) -> None:
-    """Stop bitsandbytes' 4-bit layers from repacking on CPU.
-
-    After a no-grad forward they would repack for inference; a later backward then gives no input gradient, so
-    an adapter trained after generation would learn nothing, and a save would be corrupt.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def unwrap(model: Any) -> PreTrainedModel:
@@ -262,7 +261,8 @@ def hidden_states(model: Any, batch: Batch, features: Tensor | None = None) -> T
     """Last hidden state (B, T, H) ahead of the language head, under the model's active adapter.
 
     ``features`` are ``image_features`` computed earlier; without them the batch's pixels are encoded.
-    Positions are counted from the attention mask, so left and right padding give the same states.
+    A LLaVA's positions are counted from the attention mask, so left and right padding give the same states;
+    any other model gets the whole batch and counts its own positions.
     """
     base = unwrap(model)
     if not is_llava(model):

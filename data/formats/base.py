@@ -183,6 +183,41 @@ def named_image(name: str, key: str = "image") -> Image:
     return build(Image, id=name, path=name)
 
 
+def without_marker(text: str, key: str, *, first: bool, has_image: bool) -> str:
+    """A turn's text without the picture's marker, which may stand once, in the ``first`` human turn.
+
+    Raises DataError naming ``key`` where the marker stands elsewhere, or no picture belongs to it.
+    """
+    if first and MARKER in text:
+        if not has_image:
+            rule = f"the text has {MARKER}, but the record names no image"
+            raise DataError(rule, key=key, mend="add the key image, or drop the marker")
+        text = _cut_marker(text)
+    if MARKER in text:
+        rule = f"{MARKER} stands elsewhere than once in the first human turn"
+        raise DataError(rule, key=key, mend="show one picture, in the first human turn")
+    return text
+
+
+def _cut_marker(text: str) -> str:
+    # only the marker's own line break goes with it, so that the text itself comes back exactly
+    for edge in (MARKER + "\n", MARKER):
+        if text.startswith(edge):
+            return text.removeprefix(edge)
+    for edge in ("\n" + MARKER, MARKER):
+        if text.endswith(edge):
+            return text.removesuffix(edge)
+    return text.replace(MARKER, "", 1)
+
+
+def markerless(text: str, key: str) -> str:
+    """A text as it can be written; DataError where it holds what a reader would take for the picture."""
+    if MARKER in text:
+        rule = f"the text holds {MARKER}, which this format reads as a picture"
+        raise DataError(rule, key=key, mend="reword the text")
+    return text
+
+
 def inside(name: str, key: str) -> None:
     """Refuse a path that cannot lie in an image root, whatever the root is."""
     path = PurePosixPath(name.replace("\\", "/"))

@@ -11,7 +11,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data.formats.base import MARKER, Format, build, by_row, image_name, named_image, need, row_id
+from data.formats.base import (
+    MARKER,
+    Format,
+    build,
+    by_row,
+    image_name,
+    markerless,
+    named_image,
+    need,
+    row_id,
+    without_marker,
+)
 from data.jsonl import DataError, Row
 from data.schema import Example, Image, Message
 
@@ -48,37 +59,16 @@ def parse_turns(value: dict[str, Any], *, has_image: bool) -> list[Message]:
             raise DataError(rule, key=f"{where}.from", mend="use human, gpt or system")
         text = need(turn, "value", str, where)
         first = _ROLES[speaker] == "user" and all(m.role != "user" for m in messages)
-        if first and MARKER in text:
-            text = _without_marker(text, where, has_image)
-        if MARKER in text:
-            rule = f"{MARKER} stands elsewhere than once in the first human turn"
-            raise DataError(rule, key=f"{where}.value", mend="show one picture, in the first human turn")
+        text = without_marker(text, f"{where}.value", first=first, has_image=has_image)
         messages.append(build(Message, role=_ROLES[speaker], content=text))
     return messages
-
-
-def _without_marker(text: str, where: str, has_image: bool) -> str:
-    if not has_image:
-        rule = f"the text has {MARKER}, but the record names no image"
-        raise DataError(rule, key=f"{where}.value", mend="add the key image, or drop the marker")
-    # only the marker's own line break goes with it, so that the text itself comes back exactly
-    for edge in (MARKER + "\n", MARKER):
-        if text.startswith(edge):
-            return text.removeprefix(edge)
-    for edge in ("\n" + MARKER, MARKER):
-        if text.endswith(edge):
-            return text.removesuffix(edge)
-    return text.replace(MARKER, "", 1)
 
 
 def turns_to_json(messages: list[Message], image: Image | None) -> list[dict[str, str]]:
     """Messages as ``conversations``, the marker first in the first human turn when there is a picture."""
     turns, marked = [], image is None
     for i, message in enumerate(messages):
-        if MARKER in message.content:
-            rule = f"the text holds {MARKER}, which this format reads as a picture"
-            raise DataError(rule, key=f"messages.{i}.content", mend="reword the text")
-        text = message.content
+        text = markerless(message.content, f"messages.{i}.content")
         if message.role == "user" and not marked:
             text, marked = f"{MARKER}\n{text}", True
         turns.append({"from": _NAMES[message.role], "value": text})

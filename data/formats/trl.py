@@ -2,8 +2,10 @@
 
 Preferences are ``images, prompt, chosen, rejected``; conversations are ``images, messages``. Texts are
 strings or message lists; a message's content is a string or a list of ``{"type": "text" | "image"}``
-parts. An image is a path, a URL, or ``{"path", "bytes"}`` with the bytes in base64. Writing uses message
-lists with string contents, for which TRL puts the picture into the first user message, and adds ``id``.
+parts. An image is a path, a URL, or ``{"path", "bytes"}`` with the bytes in base64. A marker ``<image>``
+in a text is read as in LLaVA's files: it goes from the first user turn, and is an error elsewhere. Writing
+uses message lists with string contents, for which TRL puts the picture into the first user message, and
+adds ``id``.
 """
 
 from __future__ import annotations
@@ -14,7 +16,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data.formats.base import MARKER, Format, build, by_row, inside, named_image, need, pair_of, row_id
+from data.formats.base import (
+    Format,
+    build,
+    by_row,
+    inside,
+    markerless,
+    named_image,
+    need,
+    pair_of,
+    row_id,
+    without_marker,
+)
 from data.jsonl import DataError, Row
 from data.schema import Example, Image, Message, Preference, Response
 
@@ -45,8 +58,8 @@ def _image(row: Row, value: dict[str, Any]) -> Image | None:
     return build(Image, id=path or row_id(row, value), data=decoded)
 
 
-def _messages(found: list[Any], key: str) -> list[Message]:
-    messages = []
+def _messages(found: list[Any], key: str, *, has_image: bool) -> list[Message]:
+    messages: list[Message] = []
     for i, message in enumerate(found):
         where = f"{key}.{i}"
         if not isinstance(message, dict):
@@ -58,6 +71,8 @@ def _messages(found: list[Any], key: str) -> list[Message]:
             raise DataError(rule, key=f"{where}.role", mend="use system, user and assistant turns")
         content = need(message, "content", (str, list), where)
         text = content if isinstance(content, str) else _parts(content, f"{where}.content")
+        first = role == "user" and all(m.role != "user" for m in messages)
+        text = without_marker(text, f"{where}.content", first=first, has_image=has_image)
         messages.append(build(Message, role=role, content=text))
     return messages
 
@@ -79,8 +94,8 @@ def _text(value: dict[str, Any], key: str) -> str:
     """The one answer in ``chosen`` or ``rejected``."""
     found = need(value, key, (str, list))
     if isinstance(found, str):
-        return found
-    messages = _messages(found, key)
+        return without_marker(found, key, first=False, has_image=False)
+    messages = _messages(found, key, has_image=False)
     if len(messages) != 1 or messages[0].role != "assistant":
         rule = f"{len(messages)} messages, where one assistant turn is needed"
         raise DataError(rule, key=key, mend="put what comes before it into prompt")
@@ -90,15 +105,17 @@ def _text(value: dict[str, Any], key: str) -> str:
 def _preference(row: Row, value: dict[str, Any]) -> Preference:
     if value.get("prompt") is None:
         value = _explicit(value)
+    image = _image(row, value)
     prompt = need(value, "prompt", (str, list))
     if isinstance(prompt, str):
-        messages = [build(Message, role="user", content=prompt.removeprefix(MARKER + "\n"))]
+        text = without_marker(prompt, "prompt", first=True, has_image=image is not None)
+        messages = [build(Message, role="user", content=text)]
     else:
-        messages = _messages(prompt, "prompt")
+        messages = _messages(prompt, "prompt", has_image=image is not None)
     return build(
         Preference,
         id=row_id(row, value),
-        image=_image(row, value),
+        image=image,
         messages=messages,
         responses=[build(Response, text=_text(value, key)) for key in ("chosen", "rejected")],
         choices={"overall": 0},
@@ -121,8 +138,9 @@ def _explicit(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _example(row: Row, value: dict[str, Any]) -> Example:
-    messages = _messages(need(value, "messages", list), "messages")
-    return build(Example, id=row_id(row, value), image=_image(row, value), messages=messages)
+    image = _image(row, value)
+    messages = _messages(need(value, "messages", list), "messages", has_image=image is not None)
+    return build(Example, id=row_id(row, value), image=image, messages=messages)
 
 
 def _images(image: Image | None) -> list[Any]:
@@ -136,12 +154,16 @@ def _images(image: Image | None) -> list[Any]:
 
 
 def _turns(messages: list[Message]) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in messages]
+    return [
+        {"role": m.role, "content": markerless(m.content, f"messages.{i}.content")}
+        for i, m in enumerate(messages)
+    ]
 
 
 def _preference_row(record: Preference) -> dict[str, Any]:
     better = pair_of(record, "a chosen/rejected pair")
-    answers = [[{"role": "assistant", "content": r.text}] for r in record.responses]
+    texts = [markerless(r.text, f"responses.{i}.text") for i, r in enumerate(record.responses)]
+    answers = [[{"role": "assistant", "content": text}] for text in texts]
     return {
         "id": record.id,
         "images": _images(record.image),

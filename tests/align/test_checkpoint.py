@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +35,22 @@ def _write(text: str):  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    return RunDir.create(tmp_path / "run", _settings(), "sft")
+def run(tmp_path: Path) -> Iterator[RunDir]:
+    with RunDir.create(tmp_path / "run", _settings(), "sft") as run:
+        yield run
+
+
+def _again(run: RunDir, settings: SftSettings, stage: str = "sft") -> RunDir:
+    """The next start in the same directory, once the first has let go of it."""
+    run.close()
+    return RunDir.create(run.path, settings, stage)
+
+
+def _run_script(code: str) -> subprocess.CompletedProcess[str]:
+    """Code in a process of its own, with this checkout's packages."""
+    environment = os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).resolve().parent.parent)}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 # --- whose directory it is ---
@@ -51,8 +65,8 @@ def test_a_new_run_records_what_it_was_told(run: RunDir) -> None:
 
 def test_an_earlier_run_needs_resume(run: RunDir) -> None:
     with pytest.raises(CheckpointError, match="--resume"):
-        RunDir.create(run.path, _settings(), "sft")
-    RunDir.create(run.path, _settings(resume=True), "sft")
+        _again(run, _settings())
+    _again(run, _settings(resume=True))
     assert len(json.loads((run.path / "meta.json").read_text())["starts"]) == 2
 
 
@@ -61,7 +75,7 @@ def test_other_settings_are_refused_and_named(run: RunDir, resume: bool) -> None
     before = (run.path / "settings.yaml").read_bytes()
     other = _settings(resume=resume, batch_size=3, optim={"lr": 1e-3}, data={"path": "d", "images": "i"})
     with pytest.raises(CheckpointError) as caught:
-        RunDir.create(run.path, other, "sft")
+        _again(run, other)
     text = str(caught.value)
     for part in (
         "batch_size: 16 there, 3 now",
@@ -75,26 +89,26 @@ def test_other_settings_are_refused_and_named(run: RunDir, resume: bool) -> None
 
 def test_a_section_that_appears_is_a_difference(run: RunDir) -> None:
     with pytest.raises(CheckpointError, match=r"lora\.r: 'unset' there, 8 now"):
-        RunDir.create(run.path, _settings(resume=True, lora={"r": 8}), "sft")
+        _again(run, _settings(resume=True, lora={"r": 8}))
 
 
 def test_where_and_how_a_run_is_carried_out_may_change(run: RunDir) -> None:
     other = _settings(output="elsewhere", resume=True, dry_run=True, threads=2, log_every=3)
-    RunDir.create(run.path, other, "sft")
+    _again(run, other)
 
 
 def test_a_setting_added_since_counts_with_its_default(run: RunDir) -> None:
     recorded = run.path / "settings.yaml"
     recorded.write_text("".join(x for x in recorded.read_text().splitlines(True) if "grad_accum" not in x))
-    RunDir.create(run.path, _settings(resume=True), "sft")
+    _again(run, _settings(resume=True)).close()
     recorded.write_text(recorded.read_text() + "gone: 1\n")
     with pytest.raises(CheckpointError, match="not settings of this version"):
-        RunDir.create(run.path, _settings(resume=True), "sft")
+        _again(run, _settings(resume=True))
 
 
 def test_another_stage_is_refused(run: RunDir) -> None:
     with pytest.raises(CheckpointError, match="a run of 'sft', not 'reward'"):
-        RunDir.create(run.path, _settings(resume=True), "reward")
+        _again(run, _settings(resume=True), "reward")
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -118,8 +132,41 @@ def test_resume_starts_where_nothing_is_there(tmp_path: Path) -> None:
 
 def test_killed_between_the_first_two_files(run: RunDir) -> None:
     (run.path / "settings.yaml").unlink()
-    RunDir.create(run.path, _settings(), "sft")
+    _again(run, _settings())
     assert (run.path / "settings.yaml").exists()
+
+
+# --- one writer ---
+
+
+def test_a_second_writer_is_refused_until_the_first_has_ended(run: RunDir) -> None:
+    lock = run.path / ".lock"
+    before = (run.path / "meta.json").read_bytes(), lock.stat().st_mtime_ns
+    refused = f"{run.path}: another process is writing this run; wait .* choose another output"
+    # neither opening files again nor going back in the metrics lets go
+    run.log(1, loss=1.0)
+    run.truncate_metrics(0)
+    with pytest.raises(CheckpointError, match=refused):
+        RunDir.create(run.path, _settings(resume=True), "sft")
+    assert before == ((run.path / "meta.json").read_bytes(), lock.stat().st_mtime_ns)
+    with RunDir(run.path, _settings()):
+        pass  # a further process of the same run holds nothing, so it lets go of nothing
+    with pytest.raises(CheckpointError, match=refused):
+        RunDir.create(run.path, _settings(resume=True), "sft")
+    run.close()
+    with RunDir.create(run.path, _settings(resume=True), "sft") as second:
+        second.done()
+        RunDir.create(run.path, _settings(resume=True), "sft").close()
+
+
+def test_a_refused_start_lets_go(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_environment", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError) as caught:
+            RunDir.create(run.path, _settings(resume=True), "sft")
+    with RunDir.create(run.path, _settings(resume=True), "sft"):
+        assert caught.tb is not None  # the failed start's frames are still alive
 
 
 # --- checkpoints ---
@@ -175,13 +222,10 @@ def test_a_kill_while_saving_leaves_the_previous_one(run: RunDir) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         run.save_checkpoint(2, write)
     """
-    root = str(Path(checkpoint.__file__).resolve().parent.parent)
-    ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], env=os.environ | {"PYTHONPATH": root}
-    )
-    assert ended.returncode == -9
+    run.close()
+    assert _run_script(script).returncode == -9
     assert len(list((run.path / "checkpoints").iterdir())) == 2  # the half one is there, hidden
-    again = RunDir.create(run.path, _settings(resume=True), "sft")
+    again = _again(run, _settings(resume=True))
     assert again.latest_checkpoint() == first and (first / "weights").read_text() == "good"
     second = again.save_checkpoint(2, _write("whole"))
     assert list((run.path / "checkpoints").iterdir()) == [second]
@@ -233,7 +277,7 @@ def test_a_line_torn_by_a_kill_is_dropped(run: RunDir) -> None:
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
     assert [entry["step"] for entry in run.metrics()] == [1]
-    again = RunDir.create(run.path, _settings(resume=True), "sft")
+    again = _again(run, _settings(resume=True))
     again.log(2, loss=2.0)
     assert [entry["step"] for entry in again.metrics()] == [1, 2]
 
@@ -261,27 +305,11 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
 def test_done(run: RunDir) -> None:
     assert not run.is_done
     run.done()
-    assert RunDir.create(run.path, _settings(resume=True), "sft").is_done
+    with RunDir.create(run.path, _settings(resume=True), "sft") as again:
+        assert again.is_done
 
 
 # --- tensors, optimizers, generators ---
-
-
-def _draws() -> tuple[list[float], ...]:
-    return (
-        torch.randn(3).tolist(),
-        np.random.randn(3).tolist(),
-        [random.gauss(0, 1), random.random()],
-    )
-
-
-def test_rng_round_trip_through_json() -> None:
-    torch.randn(5), np.random.randn(5), random.gauss(0, 1)  # odd counts: a cached second normal is state too
-    text = json.dumps(checkpoint.rng_state())
-    first = _draws()
-    assert _draws() != first
-    checkpoint.set_rng_state(json.loads(text))
-    assert _draws() == first
 
 
 def test_tensors_round_trip(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from align.config import (
     PpoSettings,
     RewardSettings,
     SftSettings,
+    is_hub_id,
     load_recipe,
     resolve,
 )
@@ -134,6 +135,15 @@ def test_unknown_key_far_from_all_lists_the_known(recipe: Path) -> None:
     assert "known keys: adapter, attention, bits" in text
 
 
+@pytest.mark.parametrize(
+    ("limits", "part"), [("{capttions: 5}", "captions"), ("{captions: -1}", "-1"), ("{captions: 0}", "0")]
+)
+def test_limits_of_facts_are_checked(recipe: Path, limits: str, part: str) -> None:
+    with pytest.raises(ConfigError, match=part) as caught:
+        resolve(RewardSettings, recipe, [f"max_facts={limits}"])
+    assert "max_facts" in str(caught.value)
+
+
 def test_wrong_type_and_broken_rule_are_named(recipe: Path) -> None:
     text = _error(SftSettings, recipe, ["batch_size=many", "optim.lr=-1"])
     first, second = sorted(text.splitlines())
@@ -193,3 +203,12 @@ def test_missing_file_and_binary_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("argument", ["seed", "=3", "optim.=3", "seed=[1", "output.x=1"])
 def test_bad_arguments(recipe: Path, argument: str) -> None:
     assert _error(SftSettings, recipe, [argument]).startswith(f"argument {argument!r}: ")
+
+
+def test_a_hub_id_is_told_from_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("llava-hf/llava-1.5-7b-hf", "owner/name", "o_w.ner/n"):
+        assert is_hub_id(name), name
+    for name in ("runs/adapter", "name", "./name", "../name", "a/b/c", "/a/b", "owner/", "", "a b/c"):
+        assert not is_hub_id(name), name

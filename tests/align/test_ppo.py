@@ -19,7 +19,7 @@ from align.diagnose import PpoError, check_finite, check_fresh
 from align.generate import rollout_tokens
 from align.models.lmm import adapters_off, hidden_states, load, move
 from align.models.tiny import build_tiny_llava
-from align.ppo import Ppo, run
+from align.ppo import Ppo, prompt_pictures, run
 from align.render import Renderer
 from align.reward_model import RewardInfo, RewardModel, ScoreItem
 from data.jsonl import DataError, write_records
@@ -168,6 +168,18 @@ def test_only_policy_and_value_learn(actors: Actors):
 
 
 # --- runs ---
+
+
+def test_a_failed_save_leaves_nothing(
+    world: Path, actors: Actors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("align.actors.write_text", fail)
+    with pytest.raises(OSError, match="no space"):
+        actors.save_policy(tmp_path / "policy", "a card", settings(world, tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_kl_starts_at_zero_and_then_grows(trained: Path):
@@ -385,3 +397,23 @@ def test_dry_run_computes_nothing(world: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("align.ppo.Ppo", lambda *_: pytest.fail("a dry run loaded weights"))
     run(settings(world, tmp_path / "run", dry_run=True))
     assert not (tmp_path / "run").exists()
+
+
+def test_bad_prompts_are_kept_aside(world: Path, tmp_path: Path):
+    (tmp_path / "prompts.jsonl").write_text("{oops\n" + (world / "prompts.jsonl").read_text())
+    data = {"path": str(tmp_path / "prompts.jsonl"), "images": str(world / "images"), "max_bad": 0.1}
+    small = {"data": data, "steps": 1, "rollouts": 2, "minibatch": 2, "micro_batch": None, "save_every": 0}
+    run(settings(world, tmp_path / "run", **small, dry_run=True))
+    assert not (tmp_path / "run").exists()
+    run(settings(world, tmp_path / "run", **small))
+    (reject,) = lines(tmp_path / "run/rejects.jsonl")
+    assert (reject["line"], reject["record"]) == (1, "{oops")
+
+
+def test_a_picture_that_cannot_be_decoded_names_its_prompt(world: Path, tmp_path: Path):
+    whole = (world / "images/red.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    asked = [Prompt(id="words", question="What?")]
+    asked.append(Prompt(id="q7", question="What?", image=Image(id="c", path="cut.png")))
+    with pytest.raises(DataError, match=r"'cut\.png' cannot be decoded \(.*\), in record 'q7'; replace"):
+        prompt_pictures(asked, str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image as PILImage
+from transformers import CLIPImageProcessor, CLIPImageProcessorPil
 
 from align.config import ModelSettings
 from align.models.lmm import CHAT_TEMPLATE, Lmm, hidden_states, load, vision_features
@@ -56,6 +58,21 @@ def _with_template(lmm: Lmm, template: str) -> Any:
     processor.__dict__ = dict(lmm.processor.__dict__)
     processor.chat_template = template
     return processor
+
+
+class _Foreign:
+    """LLaVA's processor seen through the common interface only."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self.tokenizer, self.chat_template = processor.tokenizer, processor.chat_template
+        self.image_processor, self.image_token = processor.image_processor, "<image>"
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:
+        return self._processor.apply_chat_template(*args, **kwargs)
+
+    def __call__(self, **kwargs: Any) -> Any:
+        return self._processor(**kwargs)
 
 
 def test_ids_and_mask_equal_a_handmade_sequence(renderer: Renderer, pictures: list[PILImage.Image]) -> None:
@@ -220,26 +237,39 @@ def test_foreign_processors_expand_their_own_image_tokens(
 ) -> None:
     """A processor of another class gets text and pictures; ids, masks and labels come out the same."""
 
-    class Foreign:
-        """LLaVA's processor seen through the common interface only."""
-
-        def __init__(self) -> None:
-            self.tokenizer, self.chat_template = lmm.tokenizer, lmm.processor.chat_template
-            self.image_token = "<image>"
-
-        def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:
-            return lmm.processor.apply_chat_template(*args, **kwargs)
-
-        def __call__(self, **kwargs: Any) -> Any:
-            return lmm.processor(**kwargs)
-
-    foreign = Renderer(Foreign())
+    foreign = Renderer(_Foreign(lmm.processor))
     examples = [_example("What is in the image?", "A cat.", "And?", "No."), _example("Hi", "Yes.")]
     a, b = (r.train_batch(examples, pictures[:2]) for r in (renderer, foreign))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     items = [(e.messages[:1], p) for e, p in zip(examples, pictures, strict=False)]
     a, b = (r.prompt_batch(items) for r in (renderer, foreign))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("kind", ["own", "foreign"])
+@pytest.mark.parametrize("backend", ["torchvision", "pil"])
+def test_a_cropping_processor_still_sees_the_edges(lmm: Lmm, kind: str, backend: str) -> None:
+    """LLaVA-1.5's processor resizes the shorter side and crops the rest: pictures are padded ahead of it."""
+    classes = {"torchvision": CLIPImageProcessor, "pil": CLIPImageProcessorPil}
+    mean = [0.5, 0.25, 0.75]
+    processor = copy.copy(lmm.processor)
+    processor.image_processor = classes[backend](
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        do_center_crop=True,
+        image_mean=mean,
+        image_std=[1.0, 1.0, 1.0],
+    )
+    renderer = Renderer(_Foreign(processor) if kind == "foreign" else processor)
+    plain = PILImage.new("RGB", (96, 32), "black")
+    marked = plain.copy()
+    marked.paste("white", (0, 0, 12, 32))
+    pixels = [renderer.prompt_batch([(_messages("Hi"), p)])["pixel_values"][0] for p in (plain, marked)]
+    assert pixels[0].shape == (3, 32, 32)
+    assert (pixels[1] - pixels[0])[:, 16, 0].min() > 0.9
+    assert torch.equal(pixels[1][..., 16:], pixels[0][..., 16:])
+    # above and below the mean colour, which is 0 after normalising
+    assert pixels[1][:, (0, -1)].abs().max() < 1 / 255
 
 
 def test_facts_are_shuffled_picked_and_limited() -> None:

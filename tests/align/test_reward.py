@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import pytest
 import torch
 from PIL import Image as PilImage
 
+import align.reward_model
 from align.config import DataSettings, ModelSettings, RewardSettings
+from align.launch import LaunchError
+from align.models.lmm import Lmm
 from align.models.tiny import build_tiny_llava
 from align.pictures import open_pictures
 from align.reward import (
@@ -19,6 +24,7 @@ from align.reward import (
     RewardModel,
     pair_items,
     pair_loss,
+    pair_pictures,
     read_pairs,
     run,
     score_pairs,
@@ -192,6 +198,43 @@ def test_the_adapter_joins_a_base_that_is_there(world: Path, trained: Path):
     assert other.lmm is not lmm
 
 
+def test_shared_weights_choose_neither_code_nor_device(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """``reward.json`` comes with the weights; how its base runs is for the one who loads it to say."""
+    shared = Path(shutil.copytree(trained / "reward", tmp_path / "shared"))
+    file = shared / "reward.json"
+    content = json.loads(file.read_text())
+    assert content["model"].keys() == {"path", "adapter", "dtype", "bits"}
+    content["model"] |= {"trust_remote_code": True, "device": "meta", "attention": "flash_attention_2"}
+    file.write_text(json.dumps(content))
+
+    asked: list[ModelSettings] = []
+    real = align.reward_model.load
+    monkeypatch.setattr("align.reward_model.load", lambda model: (asked.append(model), real(model))[1])
+    RewardModel.load(shared)
+    mine = ModelSettings(path="elsewhere", attention="eager", device="cpu", trust_remote_code=True)
+    lmm = Lmm(None, None)
+    RewardModel.load(shared, lmm, base=mine)
+    path = content["model"]["path"]
+    assert asked[0] == ModelSettings(path=path)
+    assert asked[1] == ModelSettings(path=path, attention="eager", device="cpu", trust_remote_code=True)
+
+
+def test_a_failed_save_leaves_nothing(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = RewardModel.load(trained)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    # while the adapter is written, and after it
+    for owner, name in ((model.lmm.model, "save_pretrained"), (align.reward_model, "write_text")):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+            patch.setattr(owner, name, fail)
+            model.save(tmp_path / "reward", "a card")
+    assert not list(tmp_path.iterdir())
+
+
 def test_same_base_reads_paths_as_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "base").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -318,3 +361,37 @@ def test_dry_run_computes_nothing(world: Path, tmp_path: Path, monkeypatch: pyte
 def test_no_reward_model_there(tmp_path: Path):
     with pytest.raises(RewardError, match=r"no reward\.json in it"):
         RewardModel.load(tmp_path)
+
+
+def test_bad_records_are_kept_aside(world: Path, tmp_path: Path):
+    (tmp_path / "pairs.jsonl").write_text((world / "preferences.jsonl").read_text() + "{oops\n")
+    (tmp_path / "held.jsonl").write_text("[]\n" + (world / "preferences.jsonl").read_text())
+    data, held_out = (
+        {"path": str(tmp_path / name), "images": str(world / "images"), "max_bad": 0.1}
+        for name in ("pairs.jsonl", "held.jsonl")
+    )
+    s = settings(world, tmp_path / "run", data=data, eval_data=held_out, max_steps=1, dry_run=True)
+    run(s)
+    assert not (tmp_path / "run").exists()
+    run(s.model_copy(update={"dry_run": False}))
+    rejects = [json.loads(line) for line in (tmp_path / "run/rejects.jsonl").read_text().splitlines()]
+    assert [(Path(r["file"]).name, r["line"]) for r in rejects] == [("pairs.jsonl", 49), ("held.jsonl", 1)]
+
+
+def test_a_picture_that_cannot_be_decoded_names_its_pair(world: Path, tmp_path: Path):
+    pairs = read_pairs(settings(world, tmp_path))[0][:3]
+    for pair in pairs[:2]:
+        assert pair.image is not None
+        PilImage.new("RGB", (32, 32)).save(tmp_path / str(pair.image.path))
+    whole = (world / "images/red.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    broken = replace(pairs[2], image=Image(id="c", path="cut.png"))
+    with pytest.raises(DataError, match=rf"'cut\.png' cannot be decoded \(.*\), in record '{broken.id}'"):
+        pair_pictures([*pairs[:2], broken], str(tmp_path))
+
+
+def test_one_process_only(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LaunchError, match=r"reward runs in one process, and WORLD_SIZE is 2"):
+        run(settings(world, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -12,7 +12,6 @@ from align.rl import (
     gae,
     kl_penalty,
     last_index,
-    masked_mean,
     policy_loss,
     shaped_rewards,
     value_loss,
@@ -26,11 +25,6 @@ def ragged(*shape: int, seed: int = 0) -> tuple[torch.Generator, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, shape[1] + 1, (shape[0],), generator=generator)
     return generator, (torch.arange(shape[1])[None] < lengths[:, None]).float()
-
-
-def test_masked_mean_ignores_padding_even_when_it_is_nan():
-    x = torch.tensor([[1.0, 2.0, 3.0], [6.0, math.nan, math.inf]])
-    assert masked_mean(x, MASK).item() == 3.0
 
 
 def test_kl_k1_is_the_positive_part():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image as PilImage
 
 from align import sample
 from align.config import SampleSettings
+from align.launch import LaunchError
 from align.models.build import ModelError
 from data.jsonl import DataError, read_records, write_records
 from data.schema import Facts, Image, Preference, Prompt
@@ -165,4 +167,39 @@ def test_nothing_is_written_for_bad_input(
             gone = {"path": str(tmp_path / "gone.jsonl")}
             sample.run(settings(tiny_llava, prompts, tmp_path / "run", data=gone, dry_run=dry))
     sample.run(settings(tiny_llava, prompts, tmp_path / "run", dry_run=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_records_are_kept_aside(tiny_llava: Path, prompts: Path, tmp_path: Path) -> None:
+    lines = (prompts / "prompts.jsonl").read_text().splitlines()[:3]
+    gone = lines[0].replace('"q0"', '"gone"').replace("0.png", "gone.png")
+    (tmp_path / "prompts.jsonl").write_text("\n".join([gone, *lines]))
+    data = {"path": str(tmp_path / "prompts.jsonl"), "images": str(prompts), "max_bad": 0.3}
+    sample.run(settings(tiny_llava, prompts, tmp_path / "run", data=data, dry_run=True))
+    assert not (tmp_path / "run").exists()
+    run = sample.run(settings(tiny_llava, prompts, tmp_path / "run", data=data))
+    assert [record.id for record in records(run)] == ["q0", "q1", "q2"]
+    (reject,) = [json.loads(line) for line in (run / "rejects.jsonl").read_text().splitlines()]
+    assert (reject["line"], reject["key"], reject["record"]["id"]) == (1, "image.path", "gone")
+
+
+def test_a_picture_that_cannot_be_decoded_names_its_prompt(
+    tiny_llava: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """Damage behind the header is found when the picture is needed."""
+    picture = (prompts / "1.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(picture[: len(picture) // 2])
+    cut = Prompt(id="q7", question="What?", image=Image(id="c", path="cut.png"))
+    write_records(tmp_path / "prompts.jsonl", [Prompt(id="words", question="What?"), cut])
+    data = {"path": str(tmp_path / "prompts.jsonl"), "images": str(tmp_path)}
+    with pytest.raises(DataError, match=r"'cut\.png' cannot be decoded \(.*\), in record 'q7'; replace"):
+        sample.run(settings(tiny_llava, prompts, tmp_path / "run", data=data))
+
+
+def test_one_process_only(
+    tiny_llava: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LaunchError, match=r"sample runs in one process, and WORLD_SIZE is 2"):
+        sample.run(settings(tiny_llava, prompts, tmp_path / "run"))
     assert not (tmp_path / "run").exists()

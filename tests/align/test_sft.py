@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,14 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image as PILImage
 
 from align import sft
+from align.checkpoint import CheckpointError
 from align.config import LoraSettings, ModelSettings, OptimSettings, SftSettings
+from align.launch import LaunchError
 from align.models.lmm import ModelError, hidden_states, image_features, load
 from align.render import Renderer
+from data.jsonl import DataError, write_records
+from data.schema import Example, Image, Message
 
 
-def _settings(model: Path, data: Path, output: Path, **changes: Any) -> SftSettings:
+def _settings(model: Path, data: Path, output: Path, /, **changes: Any) -> SftSettings:
     base: dict[str, Any] = {
         "model": {"path": str(model)},
         "data": {"path": str(data / "sft.jsonl"), "images": str(data)},
@@ -103,6 +109,48 @@ def test_resume_is_exact(
     assert _metrics(tmp_path / "a") == _metrics(tmp_path / "b")
 
 
+@pytest.mark.parametrize("lost", ["_write", "evaluate"], ids=["saving", "last-evaluation"])
+def test_a_run_killed_behind_its_last_step_takes_no_other(
+    tiny_llava: Path, colour_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """The last step's checkpoint is written; the kill comes ahead of the held-out loss or the weights."""
+    held_out = {"path": str(colour_data / "sft.jsonl"), "images": str(colour_data)}
+    # one epoch has three steps, so that the last one stands within an epoch
+    changes: dict[str, Any] = {"save_every": 4, "max_steps": 4, "eval_data": held_out, "log_every": 1}
+    whole = sft.run(_settings(tiny_llava, colour_data, tmp_path / "a", **changes))
+    evaluations = [m["step"] for m in _metrics(tmp_path / "a") if "eval_loss" in m]
+    assert evaluations == [3, 4]
+    real, calls = getattr(sft, lost), []
+
+    def dies(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if lost == "_write" or len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sft, lost, dies)
+        sft.run(_settings(tiny_llava, colour_data, tmp_path / "b", **changes))
+    assert (tmp_path / "b/trainer/checkpoint-4").is_dir() and not (tmp_path / "b/DONE").exists()
+    again = sft.run(_settings(tiny_llava, colour_data, tmp_path / "b", **changes, resume=True))
+    assert (whole / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert _metrics(tmp_path / "a") == _metrics(tmp_path / "b")
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_run_that_is_not_finite_ends(
+    tiny_llava: Path, colour_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    optim, named = {"lr": 1e-3, "schedule": "constant"}, r"step 1: the gradient's norm is inf"
+    if broken == "loss":
+        optim["lr"], named = 1e30, r"step 2: the loss is nan.*lower optim\.lr \(now 1e\+30\)"
+    else:
+        monkeypatch.setattr(sft.SftTrainer, "_clip_grad_norm", lambda *_: torch.tensor(torch.inf))
+    with pytest.raises(sft.SftError, match=named):
+        sft.run(_settings(tiny_llava, colour_data, tmp_path / "r", optim=optim, max_steps=3, log_every=1))
+    assert not (tmp_path / "r/DONE").exists() and not (tmp_path / "r/model").exists()
+
+
 def test_lora_with_projector_reloads(tiny_llava: Path, colour_data: Path, tmp_path: Path) -> None:
     settings = _settings(tiny_llava, colour_data, tmp_path / "run", lora={"r": 4}, train_parts=["projector"])
     out = sft.run(settings)
@@ -128,6 +176,103 @@ def test_kept_features_train_the_same(tiny_llava_vit: Path, colour_data: Path, t
     a, b = _weights(plain), _weights(kept)
     assert a.keys() == b.keys()
     assert max(float((a[n] - b[n]).abs().max()) for n in a) < 1e-5
+
+
+def test_kept_features_tell_pictures_of_one_id_apart(
+    tiny_llava_vit: Path, colour_data: Path, tmp_path: Path
+) -> None:
+    """Foreign files with bytes may name every picture alike."""
+    turns = [Message(role="user", content="What?"), Message(role="assistant", content="A table.")]
+    examples = []
+    for colour in ("red", "blue"):
+        image = Image(id="image.png", data=(colour_data / f"{colour}.png").read_bytes())
+        examples.append(Example(id=colour, image=image, messages=turns))
+    lmm = load(ModelSettings(path=str(tiny_llava_vit)))
+    renderer = Renderer(lmm.processor)
+    data = sft.Pictures(examples, None)
+    expected = [sft.grid_features(lmm, renderer, [data[i][1]])[0] for i in range(2)]
+    assert not torch.allclose(*expected)
+    sft.keep_features(lmm, renderer, [data])
+    for i in range(2):
+        torch.testing.assert_close(data[i][1], expected[i])
+
+
+def test_features_of_several_layers_are_not_kept(
+    tiny_llava_vit: Path, colour_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sft.load
+
+    def several(*arguments: Any, **options: Any) -> Any:
+        lmm = real(*arguments, **options)
+        lmm.model.config.vision_feature_layer = [-2, -1]
+        return lmm
+
+    monkeypatch.setattr(sft, "load", several)
+    monkeypatch.setattr(sft, "grid_features", lambda *_: pytest.fail("pictures were encoded"))
+    for dry in (True, False):
+        settings = _settings(tiny_llava_vit, colour_data, tmp_path / "r", cache_features=True, dry_run=dry)
+        with pytest.raises(ModelError, match=r"vision_feature_layer is \[-2, -1\]; set cache_features"):
+            sft.run(settings)
+
+
+def test_bad_records_are_kept_aside(
+    tiny_llava: Path, colour_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = tmp_path / "sft.jsonl"
+    lines.write_text((colour_data / "sft.jsonl").read_text() + "{oops\n")
+    data = {"path": str(lines), "images": str(colour_data), "max_bad": 0.1}
+    changes: dict[str, Any] = {"data": data, "eval_data": data, "max_steps": 1}
+    sft.run(_settings(tiny_llava, colour_data, tmp_path / "r", dry_run=True, **changes))
+    assert not (tmp_path / "r").exists()
+    assert f"1 of 13 records are bad and left out; the first: {lines}:13: not valid JSON" in caplog.text
+    sft.run(_settings(tiny_llava, colour_data, tmp_path / "r", **changes))
+    rejects = [json.loads(line) for line in (tmp_path / "r/rejects.jsonl").read_text().splitlines()]
+    assert [(r["file"], r["line"], r["record"]) for r in rejects] == [(str(lines), 13, "{oops")] * 2
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_picture_that_cannot_be_decoded_names_its_record(
+    tiny_llava_vit: Path, colour_data: Path, tmp_path: Path, cached: bool
+) -> None:
+    """Damage behind the header is found when the picture is drawn."""
+    whole = io.BytesIO()
+    PILImage.effect_noise((32, 32), 50).save(whole, "PNG")
+    (tmp_path / "cut.png").write_bytes(whole.getvalue()[:-200])
+    turns = [Message(role="user", content="What?"), Message(role="assistant", content="A table.")]
+    examples = [Example(id="words", messages=turns)]
+    examples.append(Example(id="e7", image=Image(id="cut", path="cut.png"), messages=turns))
+    write_records(tmp_path / "sft.jsonl", examples)
+    data = {"path": str(tmp_path / "sft.jsonl"), "images": str(tmp_path)}
+    settings = _settings(tiny_llava_vit, colour_data, tmp_path / "r", data=data, batch_size=1)
+    settings.cache_features = cached
+    with pytest.raises(DataError, match=r"'cut\.png' cannot be decoded \(.*\), in record 'e7'; replace"):
+        sft.run(settings)
+
+
+def test_the_output_is_looked_at_before_the_model_is_loaded(
+    tiny_llava: Path, colour_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sft.run(_settings(tiny_llava, colour_data, tmp_path / "done", max_steps=1))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").write_text("mine")
+    monkeypatch.setattr(sft, "load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(sft, "load_records", lambda *_, **__: pytest.fail("data were read"))
+    with pytest.raises(CheckpointError, match="not a run directory"):
+        sft.run(_settings(tiny_llava, colour_data, tmp_path / "other"))
+    with pytest.raises(CheckpointError, match="add --resume"):
+        sft.run(_settings(tiny_llava, colour_data, tmp_path / "done", max_steps=1))
+    again = sft.run(_settings(tiny_llava, colour_data, tmp_path / "done", max_steps=1, resume=True))
+    assert again == first
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
+
+
+def test_one_process_only(
+    tiny_llava: Path, colour_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LaunchError, match=r"sft runs in one process, and WORLD_SIZE is 2; start it without"):
+        sft.run(_settings(tiny_llava, colour_data, tmp_path / "r"))
+    assert not (tmp_path / "r").exists()
 
 
 def test_part_learning_rates(tiny_llava: Path, colour_data: Path, tmp_path: Path) -> None:

@@ -143,6 +143,10 @@ def test_wrong_settings_are_one_line_and_load_nothing(
         ("model.path=runs/a/model", "model.path"),
         ("model.adapter=runs/a/adapter", "model.adapter"),
         ("model.adapter=[org/a, runs/b/adapter]", "model.adapter"),
+        ("model.path=gone", "model.path"),
+        # one slash, as in a Hub id; but the first folder is here
+        ("model.path=pics/model", "model.path"),
+        ("model.adapter=pics/adapter", "model.adapter"),
     ],
 )
 def test_missing_files_are_named_with_their_key(
@@ -182,6 +186,35 @@ def test_known_errors_are_messages(
     monkeypatch.setenv("ALIGN_DEBUG", "1")
     with pytest.raises(type(error)):
         cli.main(["sft", recipe])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["demo", "--quick", "--output", "{}/demo"], ["data", "contact-sheet", "{}/x.png"],
+     ["data", "world", "{}/w", "--scale", "0.001"], ["data", "inspect", "{}/x"]],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)  # fmt: skip
+def test_a_path_below_a_file_is_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    command = [text.format(file) for text in arguments]
+    assert cli.main(command) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"align: error: {file}") and line.count("\n") == 1
+    assert "ot a directory" in line and "; " in line and "Errno" not in line
+    monkeypatch.setenv("ALIGN_DEBUG", "1")
+    with pytest.raises((OSError, ValueError)):
+        cli.main(command)
+
+
+def test_errors_of_the_system_without_a_path(
+    recipe: str, stage: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage("align.sft", OSError(28, "No space left on device"))
+    assert cli.main(["sft", recipe]) == 2
+    assert capsys.readouterr().err == "align: error: [Errno 28] No space left on device\n"
 
 
 def test_data_and_checkpoint_errors_are_known() -> None:

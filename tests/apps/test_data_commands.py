@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -8,17 +7,14 @@ from typing import Any
 import pytest
 from PIL import Image as Pil
 
-from apps import data_commands
+from apps import cli
 from data.formats import FORMATS
-from data.jsonl import read_json, read_records, write_json, write_records
+from data.jsonl import DataError, read_json, read_records, write_json, write_records
 from data.schema import Facts, Image, Message, Preference, Prompt, Response
 
 
 def align(*words: object) -> int:
-    parser = argparse.ArgumentParser()
-    data_commands.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["data", *map(str, words)])
-    return args.run(args)
+    return cli.main(["data", *map(str, words)])
 
 
 def row(name: str, **more: Any) -> dict[str, Any]:
@@ -48,8 +44,9 @@ def test_convert_to_records_and_back(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert align("convert", own, back, "--to", "llava") == 0
     assert read_json(back) == [{k: v for k, v in r.items() if k != "model"} for r in rows]
     assert "does not hold" not in capsys.readouterr().out
-    assert align("convert", own, back, "--to", "llava") == 1
-    assert "--force" in capsys.readouterr().err
+    assert align("convert", own, back, "--to", "llava") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("align: error: ") and "--force" in said
     assert align("convert", own, back, "--to", "llava", "--force") == 0
 
 
@@ -59,7 +56,7 @@ def test_convert_says_what_is_lost_and_what_is_bad(
     records = [pair("a", 1, facts=Facts(captions=["c"])), pair("b", None), Prompt(id="p", question="Q")]
     write_records(tmp_path / "own.jsonl", records)
     words = ("convert", tmp_path / "own.jsonl", tmp_path / "t.jsonl", "--to", "trl")
-    assert align(*words) == 1
+    assert align(*words) == 2
     assert "own.jsonl:2: choices: a tie" in capsys.readouterr().err
     assert not (tmp_path / "t.jsonl").exists()
     rejects = tmp_path / "rejects.jsonl"
@@ -88,7 +85,7 @@ def test_convert_chooses_the_kind_of_the_family(tmp_path: Path, capsys: pytest.C
     assert align("convert", tmp_path / "in.json", tmp_path / "t.jsonl", "--from", "llava", "--to", "trl") == 0
     assert json.loads((tmp_path / "t.jsonl").read_text())["messages"][0]["content"] == "Q?"
     capsys.readouterr()
-    assert align("convert", tmp_path / "in.json", tmp_path / "x", "--to", "llava_rlhf_prompts") == 1
+    assert align("convert", tmp_path / "in.json", tmp_path / "x", "--to", "llava_rlhf_prompts") == 2
     assert "can only be read" in capsys.readouterr().err
 
 
@@ -103,11 +100,65 @@ def test_validate_counts_and_decodes(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "1 good, 3 bad" in out.out
     assert "in.json[1]: image: 'b.png' cannot be decoded" in out.err and "in.json[2]" in out.err
     assert [json.loads(line)["index"] for line in rejects.read_text().splitlines()] == [1, 2, 3]
-    write_json(tmp_path / "in.json", [row("a"), row("b")])
+    write_json(tmp_path / "in.json", [row("a"), row("a")])
     assert align("validate", tmp_path / "in.json", "--images", tmp_path) == 0  # the format is detected
     assert "as llava: 2 good, 0 bad" in capsys.readouterr().out
-    assert align("validate", tmp_path / "none.json") == 1
-    assert "no such file" in capsys.readouterr().err
+
+
+def test_what_is_no_finding_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status 1 says that bad records were found; whatever keeps a command from looking is status 2."""
+    write_json(tmp_path / "in.json", [row("a"), {"id": "b"}, {"id": "c"}])
+    words = ("validate", tmp_path / "in.json", "--format", "llava")
+    for more, found in ((), "1 good, 2 bad"), (("--strict",), "1 good, 1 bad"):
+        assert align(*words, *more) == 1
+        said = capsys.readouterr()
+        assert found in said.out and "align: error" not in said.err
+        assert said.err.count("in.json[1]") == 1
+    none = tmp_path / "none.json"
+    below_a_file = tmp_path / "in.json" / "out"
+    wrong = [
+        ("validate", none),
+        ("inspect", none),
+        ("convert", none, tmp_path / "out"),
+        ("validate", tmp_path / "in.json", "--format", "yaml"),
+        ("validate", tmp_path / "in.json", "--decode"),
+        ("convert", tmp_path / "in.json", below_a_file, "--from", "llava", "--max-bad", 1),
+    ]
+    for command in wrong:
+        assert align(*command) == 2, command
+        said = capsys.readouterr().err
+        assert said.startswith("align: error: ") and said.count("\n") == 1
+    monkeypatch.setenv("ALIGN_DEBUG", "1")
+    with pytest.raises(DataError, match="no such file"):
+        align("inspect", none)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("inspect", "f", "--limit", "-1"),
+        ("inspect", "f", "--limit", "0"),
+        ("convert", "f", "g", "--limit", "0"),
+        ("convert", "f", "g", "--limit", "-3"),
+        ("convert", "f", "g", "--limit", "²"),
+        ("convert", "f", "g", "--max-bad", "nan"),
+        ("convert", "f", "g", "--max-bad", "1.5"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        align(*words)
+    assert caught.value.code == 2
+    assert f"argument {words[-2]}: '{words[-1]}' is not a" in capsys.readouterr().err
+
+
+def test_validate_documents_its_status(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        align("validate", "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Exit status: 0 when all records are good; 1 when bad ones were found" in said
 
 
 def test_inspect_and_formats_describe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from data.jsonl import DataError, read_json, read_rows, write_records
 from data.schema import Image, Prompt, Verdict
 from data.world.build import read_scenes
 from evals.judges import JudgeRequest
+from evals.metrics import interval_from
+from evals.mmhal import BUILT_IN
 from evals.objects import ObjectBenchmark
-from evals.parse import rating_official
-from evals.report import Table
+from evals.parse import rating_official, yes_no_strict
+from evals.report import Table, Text
 
 SPLITS = ("random", "popular", "adversarial")
 
@@ -28,13 +32,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_llava(tmp_path_factory.mktemp("base") / "model", seed=2)
 
 
+def benchmark_files(data: Path) -> dict[str, str]:
+    pope = {f"pope_{split}": str(data / f"eval/pope_{split}.jsonl") for split in SPLITS}
+    return pope | {"mmhal": str(data / "eval/mmhal.json"), "describe": str(data / "eval/describe.jsonl")}
+
+
 def settings(model: Path, data: Path, output: Path, **changes: Any) -> EvalSettings:
-    files = {f"pope_{split}": str(data / f"eval/pope_{split}.jsonl") for split in SPLITS}
-    files |= {"mmhal": str(data / "eval/mmhal.json"), "describe": str(data / "eval/describe.jsonl")}
     values = {
         "output": str(output),
         "model": {"path": str(model), "device": "cpu"},
-        "benchmarks": files,
+        "benchmarks": benchmark_files(data),
         "images": str(data),
         "pope_prefix": "images",
         "world": str(data),
@@ -97,14 +104,60 @@ def test_figures_are_those_of_the_recorded_responses(evaluated: Path, base: Path
 
 def test_the_page_holds_every_interval(evaluated: Path) -> None:
     found = read_json(evaluated / "results.json")
-    tables = evaluate.page_of(found).sections
+    tables = [table for table in evaluate.page_of(found).sections if isinstance(table, Table)]
     assert [table.title for table in tables] == list(found["benchmarks"])
+    for table in tables:
+        figures = dict(evaluate.intervals(found["benchmarks"][table.title]))
+        assert [row[0] for row in table.rows] == list(figures)
+        assert [(row[1], row[2]) for row in table.rows] == [
+            (interval_from(figure), figure["n"]) for figure in figures.values()
+        ]
+    # counted in the text of the results, however they are nested
+    assert sum(len(table.rows) for table in tables) == json.dumps(found).count('"low":')
     pope = tables[0]
-    assert isinstance(pope, Table)
     row = next(row for row in pope.rows if row[0] == "splits, random, official, accuracy")
     accuracy = found["benchmarks"]["pope"]["splits"]["random"]["official"]["accuracy"]
     assert (row[1].value, row[1].low, row[2]) == (accuracy["value"], accuracy["low"], 12)
     assert "splits, random, official, accuracy" in (evaluated / "report.html").read_text()
+
+
+def test_the_page_says_of_which_questions_its_figures_are(evaluated: Path, world: Path) -> None:
+    found = read_json(evaluated / "results.json")["benchmarks"]
+    notes = {
+        table.title: table.note
+        for table in evaluate.page_of({"model": "m", "benchmarks": found}).sections
+        if isinstance(table, Table)
+    }
+    said = responses(evaluated, "t0")
+    for split in SPLITS:
+        file = world / f"eval/pope_{split}.jsonl"
+        unparsed = sum(
+            yes_no_strict(text) is None for name, text in said.items() if name.startswith(f"pope {split}/")
+        )
+        sha = hashlib.sha256(file.read_bytes()).hexdigest()
+        told = f"{split}: n = 12 on 2 images, {unparsed} unparsed (strict rule), file sha256 {sha}"
+        assert told in notes["pope"]
+    sha = hashlib.sha256((world / "eval/mmhal.json").read_bytes()).hexdigest()
+    assert f"n = 12; file sha256 {sha}. Judge: world-oracle; prompt" in notes["mmhal"]
+    assert f"built-in, sha256 {BUILT_IN.sha256}. Unrated, counted as 0: 0." in notes["mmhal"]
+    for name in ("describe", "describe@0.7"):
+        assert notes[name] == f"n = 12; questions and truth sha256 {found[name]['sha256']}."
+    html = (evaluated / "report.html").read_text()
+    assert all(escape(note) in html for note in notes.values())
+
+
+def test_counts_in_the_notes_are_the_results_own() -> None:
+    split = {"n": 3000, "images": 500, "sha256": "ab"} | {"strict": {"counts": {"unparsed": 7}}}
+    assert evaluate.provenance({"splits": {"random": split, "popular": split | {"n": 2910}}}) == (
+        "random: n = 3000 on 500 images, 7 unparsed (strict rule), file sha256 ab; "
+        "popular: n = 2910 on 500 images, 7 unparsed (strict rule), file sha256 ab."
+    )
+    prompt = {"name": "mine.txt", "sha256": "ef"}
+    judged = {"n": 96, "sha256": "cd", "judge": "people", "prompt": prompt, "unrated": ["3", "8"]}
+    assert evaluate.provenance(judged) == (
+        "n = 96; file sha256 cd. Judge: people; prompt (for a judge that reads one): mine.txt, sha256 ef. "
+        "Unrated, counted as 0: 2."
+    )
 
 
 # --- interrupted and repeated ---
@@ -192,6 +245,65 @@ def test_a_dry_run_checks_and_writes_nothing(
         evaluate.run(settings(base, world, tmp_path / "run", dry_run=True, benchmarks=gone))
 
 
+# --- pictures ---
+
+
+def first_missing(world: Path, folder: Path, benchmark: str) -> tuple[EvalSettings, str]:
+    """Settings with one benchmark's fifth item naming a picture that is not there, and what must be said."""
+    name = f"{benchmark}.json" if benchmark == "mmhal" else f"{benchmark}.jsonl"
+    text = (world / "eval" / name).read_text()
+    whole = benchmark == "mmhal"
+    rows = json.loads(text) if whole else [json.loads(line) for line in text.splitlines()]
+    row = rows[4]
+    item = {"mmhal": "4", "describe": row.get("id")}.get(benchmark, f"random/{row.get('question_id')}")
+    if whole:
+        row["image_src"] = "images/gone.png"
+    else:
+        row["image"] = {"id": row["image"]["id"], "path": "images/gone.png"} if "kind" in row else "gone.png"
+    file = folder / name
+    file.write_text(json.dumps(rows) if whole else "".join(json.dumps(r) + "\n" for r in rows))
+    files = benchmark_files(world) | {benchmark: str(file)}
+    rule = f"no file 'images/gone.png' in {world}; check the name and the image root"
+    wrong = settings(Path("owner/model"), world, folder / "run", benchmarks=files)
+    return wrong, f"{file}: item {item!r}: {rule}"
+
+
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize("benchmark", ["pope_random", "mmhal", "describe"])
+def test_a_missing_picture_is_told_of_before_the_model_loads(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmark: str, dry: bool
+) -> None:
+    monkeypatch.setattr(evaluate, "load_lmm", lambda *_: pytest.fail("weights were loaded"))
+    wrong, said = first_missing(world, tmp_path, benchmark)
+    with pytest.raises(DataError) as caught:
+        evaluate.run(wrong.model_copy(update={"dry_run": dry}))
+    assert str(caught.value) == said
+    assert not (tmp_path / "run").exists()
+
+
+def test_mmhal_by_url(
+    base: Path, world: Path, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The official file's addresses: refused without a root; with one, the files saved under their names."""
+    rows = json.loads((world / "eval/mmhal.json").read_text())
+    for row in rows:
+        row["image_src"] = f"https://example.org/o/{Path(row['image_src']).name}"
+    (tmp_path / "mmhal.json").write_text(json.dumps(rows))
+    only = {"benchmarks": {"mmhal": str(tmp_path / "mmhal.json")}, "describe_temperatures": []}
+    found = settings(base, world, tmp_path / "run", **only, images=str(world / "images"))
+    for images, rule in (
+        (None, r"mmhal\.json: item '0': 'https:.*' is a URL.*; download the pictures .* set images to it"),
+        (str(world), r"mmhal\.json\[0\]: image_src: no file 'w.*png' in .* for https://example\.org/o/w"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(DataError, match=rule):
+            patch.setattr(evaluate, "load_lmm", lambda *_: pytest.fail("weights were loaded"))
+            evaluate.run(found.model_copy(update={"images": images}))
+    assert not (tmp_path / "run").exists()
+    run = evaluate.run(found)
+    mmhal = {name: text for name, text in responses(evaluated, "t0").items() if name.startswith("mmhal")}
+    assert responses(run, "t0") == mmhal
+
+
 # --- truth and judges ---
 
 
@@ -224,6 +336,11 @@ def test_without_a_judge_answers_are_handed_out(
     said = [row.pop("model_answer") for row in handed]
     assert handed == [{k: v for k, v in row.items() if k != "model_answer"} for row in template]
     assert said == [responses(evaluated, "t0")[f"mmhal {i}"] for i in range(12)]
+    (told,) = evaluate.page_of(read_json(run / "results.json")).sections
+    assert isinstance(told, Text) and told.title == "mmhal"
+    assert "the answers were not rated: no judge was given" in told.body
+    assert "n = 12; file sha256" in told.body
+    assert "not rated" in (run / "report.html").read_text()
 
 
 def test_recorded_verdicts_judge_without_a_world(

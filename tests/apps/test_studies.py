@@ -141,6 +141,8 @@ def test_models_are_compared_at_matched_recall(tmp_path: Path, write_seed: Calla
     folder = write_seed(tmp_path / "seed")
     rlhf.compare_all(str(folder))
     found = read_json(folder / "compare.json")
+    scenes = [scene for name, scene in read_scenes(folder / "data").items() if name.startswith("w44-")][:12]
+    present = [len(set(scene.objects)) for scene in scenes]
     assert list(found) == ["Fact-RLHF − RLHF", "RLHF − SFT+", "Fact-RLHF − SFT+"]
     for pair, sign in zip(found, (-1, 1, 0), strict=True):
         for how in ("t0", "t0.7"):
@@ -149,9 +151,14 @@ def test_models_are_compared_at_matched_recall(tmp_path: Path, write_seed: Calla
             # one false mention of two in eight descriptions, none of one in four: 8 of 20
             for name, want in (("hallucination_rate", 8 / 12), ("chair_i", 8 / 20)):
                 assert raw[name]["value"] == pytest.approx(sign * want)
-            assert fair["hallucination_rate"]["difference"]["n"] == 12
-            assert math.copysign(1, sign or 1) * fair["hallucination_rate"]["difference"]["value"] >= 0
+                # both models are in each stratum equally often, so the weights change nothing
+                matched = fair[name]["difference"]
+                assert (matched["value"], matched["n"]) == (pytest.approx(sign * want), 12)
+                assert fair[name]["a"]["value"] == pytest.approx(want if pair == "RLHF − SFT+" else 0)
+                assert fair[name]["b"]["value"] == pytest.approx(want if pair == "Fact-RLHF − RLHF" else 0)
             assert (fair["share_a"], fair["share_b"]) == (1, 1)
+            assert fair["recall"] == pytest.approx(12 / sum(present))
+            assert fair["strata"] == len(set(present))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +298,7 @@ def test_a_study_belongs_to_one_size_and_grows_by_seeds(
     assert "running: starting" in (tmp_path / "study/report.html").read_text()
     capsys.readouterr()
     assert cli.main([*command, "--seeds", "1"]) == 2
-    assert "sft: 240 there, 8000 now" in capsys.readouterr().err
+    assert "sft: 240 there, 5000 now" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main([*command, "--seeds", "0"])
     assert len(ran) == 2

@@ -129,6 +129,13 @@ def test_difficulty_outside_its_range(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.parametrize("scale", ["inf", "nan", "0", "-1", "1e300"])
+def test_a_scale_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: str) -> None:
+    assert cli.main(["data", "world", str(tmp_path / "w"), "--scale", scale]) == 2
+    assert f"--scale: {float(scale)} is no scale; give a number above 0" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
 def test_contact_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "contact-sheet", str(tmp_path / "sheet.png")]) == 0
     assert Pil.open(tmp_path / "sheet.png").size == (2 * (84 + 64 * 8), 64 * 18)

@@ -43,6 +43,52 @@ def test_strings_messages_and_parts_mean_the_same(tmp_path: Path) -> None:
         assert [r.text for r in got.responses] == ["good", "bad"] and got.preferred == 0
 
 
+def test_the_marker_goes_from_the_first_user_turn(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "<image>\nQ?"}]
+    rows = [
+        {"images": ["a.png"], "prompt": prompt, "chosen": "good", "rejected": "bad"}
+        for prompt in ("<image>\nQ?", "Q?<image>", turns, [{"role": "user", "content": "Q?\n<image>"}],
+                       [{"role": "user", "content": [{"type": "text", "text": "<image>Q?"}]}])
+    ]  # fmt: skip
+    for got in read(tmp_path, *rows):
+        assert got.messages[-1].content == "Q?"
+    write_rows(tmp_path / "m.jsonl", [{"images": ["a.png"], "messages": [*turns, *said("A")]}])
+    (example,) = trl.read_messages(tmp_path / "m.jsonl", strict=True)
+    assert [m.content for m in example.messages] == ["S", "Q?", "A"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "rule"),
+    [
+        ({"images": [], "prompt": "<image>Q?"}, "prompt", "names no image"),
+        ({"images": [], "prompt": [{"role": "user", "content": "<image>Q?"}]}, "prompt.0.content",
+         "names no image"),
+        ({"prompt": "<image>Q<image>"}, "prompt", "elsewhere"),
+        ({"prompt": [USER, *said("A"), {"role": "user", "content": "<image>Q"}]}, "prompt.2.content",
+         "elsewhere"),
+        ({"chosen": "an <image>"}, "chosen", "elsewhere"),
+        ({"rejected": said("an <image>")}, "rejected.0.content", "elsewhere"),
+    ],
+)  # fmt: skip
+def test_a_marker_elsewhere_is_refused(tmp_path: Path, changes: dict[str, Any], key: str, rule: str) -> None:
+    row = {"images": ["a.png"], "prompt": [USER], "chosen": said("good"), "rejected": said("bad")}
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, row | changes)
+    assert (caught.value.line, caught.value.key) == (1, key)
+    assert rule in caught.value.rule
+
+
+def test_a_marker_is_not_written(tmp_path: Path) -> None:
+    turns = [Message(role="user", content="Q"), Message(role="assistant", content="an <image>")]
+    with pytest.raises(DataError, match=r"messages\.1\.content: the text holds <image>"):
+        trl.write_messages(tmp_path / "o.jsonl", [Example(id="x", messages=turns)])
+    ours = Preference(id="x", messages=turns[:1], choices={"overall": 0},
+                      responses=[Response(text="a"), Response(text="<image>")])  # fmt: skip
+    with pytest.raises(DataError, match=r"responses\.1\.text: the text holds <image>"):
+        trl.write(tmp_path / "o.jsonl", [ours])
+    assert not (tmp_path / "o.jsonl").exists()
+
+
 def test_preferences_round_trip_with_the_better_response_first(tmp_path: Path) -> None:
     ours = Preference(
         id="x",

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pil
 
-from data.images import downscale, image_hash, image_path, open_image, pad_square
+from data.images import check_image, image_path, open_image, pad_square
 from data.jsonl import DataError
 from data.schema import Image
 
@@ -103,7 +102,7 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
         (Image(id="i", data=b"not an image"), None, "cannot be decoded"),
         (Image(id="i", data=whole[: len(whole) // 2]), None, "cannot be decoded"),
         (Image(id="i", data=jpeg[: len(jpeg) - 40]), None, "cannot be decoded"),
-        (Image(id="i", url="https://example.org/a.png"), None, "not allowed"),
+        (Image(id="i", url="https://example.org/a.png"), None, "not fetched here"),
     ]
     for image, root, words in cases:
         with pytest.raises(DataError, match=words) as caught:
@@ -120,15 +119,33 @@ def test_oversized_images_are_refused_before_decoding() -> None:
     assert opened(data, max_pixels=5000).size == (100, 50)
 
 
-def test_hash_is_of_the_file_bytes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    want = hashlib.sha256(b"abc").hexdigest()
-    assert (
-        image_hash(Image(id="x", path="a"), tmp_path) == want == image_hash(Image(id="y", data=b"abc"), None)
-    )
+def test_the_header_is_checked_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = Pil.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    for name, data in (("whole.png", png(noise)), ("cut.png", png(noise)[:2000]), ("none.png", b"GIF")):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "locked.png").mkdir()
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("pixels were decoded"))
+    for name in ("whole.png", "cut.png"):
+        check_image(Image(id="i", path=name), tmp_path)
+        check_image(Image(id="i", data=(tmp_path / name).read_bytes()), None)
+    cases = [
+        (Image(id="i", path="none.png"), "'none.png' cannot be decoded"),
+        (Image(id="i", data=b"GIF"), "'i' cannot be decoded"),
+        (Image(id="i", data=b""), "empty"),
+        (Image(id="i", path="../whole.png"), "leaves the image root"),
+        (Image(id="i", path="locked.png"), "no file"),
+        (Image(id="i", url="https://example.org/a.png"), "URLs are not fetched here; download it into"),
+    ]
+    for image, words in cases:
+        with pytest.raises(DataError) as caught:
+            check_image(image, tmp_path)
+        assert words in str(caught.value)
+    monkeypatch.setattr("data.images.MAX_PIXELS", 64 * 64 - 1)
+    with pytest.raises(DataError, match="64x64, more than 4095 pixels"):
+        check_image(Image(id="i", path="whole.png"), tmp_path)
 
 
-def test_pad_square_centres_and_downscale_keeps_the_shape() -> None:
+def test_pad_square_centres() -> None:
     wide = Pil.new("RGB", (4, 1), (9, 9, 9))
     square = np.asarray(pad_square(wide, (1, 2, 3)))
     assert square.shape == (4, 4, 3)
@@ -136,8 +153,3 @@ def test_pad_square_centres_and_downscale_keeps_the_shape() -> None:
     assert (square[[0, 2, 3]] == [1, 2, 3]).all()
     tall = np.asarray(pad_square(wide.transpose(Pil.Transpose.ROTATE_90), (1, 2, 3)))
     assert (tall[:, 1] == 9).all() and (tall[:, [0, 2, 3]] == [1, 2, 3]).all()
-    assert downscale(Pil.new("RGB", (300, 100)), 30).size == (30, 10)
-    assert downscale(Pil.new("RGB", (300, 1)), 30).size == (30, 1)
-    assert downscale(wide, 8) is wide
-    with pytest.raises(ValueError, match="at least 1"):
-        downscale(wide, 0)

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from data.formats import llava
+from data.formats.llava_rlhf import read_captions
 from data.jsonl import (
     DataError,
+    Rejects,
     dump,
     iter_records,
     read_json,
@@ -127,6 +130,74 @@ def test_rejects_hold_the_original_and_the_reason(tmp_path: Path) -> None:
     prompts(path, prompt("a"))
     read_records(path, rejects=rejects)
     assert rejects.read_text() == ""  # an old run's rejects do not stay behind
+
+
+def test_tolerated_records_are_told_and_can_be_written_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [prompt(str(i)) for i in range(99)]
+    first, second = (prompts(tmp_path / name, *good, "{") for name in ("a.jsonl", "b.jsonl"))
+    rejects = Rejects()
+    for path in (first, second):
+        assert len(read_records(path, rejects=rejects)) == 99
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        f"1 of 100 records are bad and left out; the first: {path}:100: not valid JSON (Expecting property "
+        "name enclosed in double quotes, column 2); put one whole JSON object on each line"
+        for path in (first, second)
+    ]
+    assert not (tmp_path / "later.jsonl").exists()
+    rejects.write(tmp_path / "later.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "later.jsonl").read_text().splitlines()]
+    assert [(line["file"], line["line"]) for line in lines] == [(str(first), 100), (str(second), 100)]
+    with pytest.raises(DataError):
+        read_records(first, strict=True, rejects=rejects)
+    assert len(rejects.found) == 3
+    caplog.clear()
+    read_records(prompts(tmp_path / "c.jsonl", *good))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"kind": "prompt", "id": "b", "question": "\\ud83d"}', "question"),
+        ('{"kind": "prompt", "id": "b", "question": "Q", "facts": {"captions": ["c", "\\uDE00 c"]}}',
+         "facts.captions.1"),
+        ('{"kind": "prompt", "id": "b", "question": "Q", "\\udc00": 1}', None),
+    ],
+)  # fmt: skip
+def test_half_a_character_is_a_bad_record(tmp_path: Path, text: str, key: str | None) -> None:
+    """JSON can escape a lone surrogate; no tokenizer and no file takes it. A whole pair is a character."""
+    path = prompts(tmp_path / "a.jsonl", prompt("a").replace("Q?", "\\ud83d\\ude00"), text)
+    rejects = tmp_path / "rejects.jsonl"
+    (good,) = read_records(path, max_bad=0.5, rejects=rejects)
+    assert isinstance(good, Prompt) and good.question == "\U0001f600"
+    reject = json.loads(rejects.read_text(encoding="ascii"))
+    assert (reject["line"], reject.get("key"), reject["record"]) == (2, key, json.loads(text))
+    assert "lone surrogate" in reject["rule"]
+    with pytest.raises(DataError, match=r"a\.jsonl:2: .*lone surrogate"):
+        read_records(path, strict=True)
+
+
+@pytest.mark.parametrize("array", [True, False])
+def test_half_a_character_in_a_foreign_file(tmp_path: Path, array: bool) -> None:
+    turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "\ud83d"}]
+    rows = [json.dumps({"id": "a", "conversations": [turns[0], {"from": "gpt", "value": "A"}]}),
+            json.dumps({"id": "b", "conversations": turns})]  # fmt: skip
+    path = tmp_path / "in.json"
+    path.write_text(f"[{', '.join(rows)}]" if array else "\n".join(rows))
+    place = r"in\.json\[1\]" if array else r"in\.json:2"
+    with pytest.raises(DataError, match=place + r": conversations\.1\.value: half a character"):
+        llava.read(path, strict=True)
+    rejects = tmp_path / "rejects.jsonl"
+    assert [r.id for r in llava.read(path, max_bad=0.5, rejects=rejects)] == ["a"]
+    assert json.loads(rejects.read_text())["record"]["id"] == "b"
+
+
+def test_half_a_character_in_a_json_file(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"a.png": ["whole", "\\ud83d"]}')
+    with pytest.raises(DataError, match=r"c\.json: a\.png\.1: half a character"):
+        read_captions(tmp_path / "c.json")
 
 
 def test_limit_counts_good_records_and_reads_no_further(tmp_path: Path) -> None:

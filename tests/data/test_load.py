@@ -8,7 +8,7 @@ import pytest
 from PIL import Image as Pil
 
 from align.config import DataSettings
-from data.jsonl import DataError, write_json, write_records, write_rows
+from data.jsonl import DataError, Rejects, write_json, write_records, write_rows
 from data.load import load
 from data.schema import Example, Facts, Image, Message, Preference, Prompt
 
@@ -77,6 +77,35 @@ def test_a_missing_image_is_a_bad_record_at_its_place(tmp_path: Path, root: Path
     lines = [json.loads(line) for line in rejects.read_text().splitlines()]
     assert [(line["line"], line["record"]["id"]) for line in lines] == [(2, "b"), (3, "c")]
     assert "leaves the image root" in lines[1]["rule"]
+
+
+def test_images_that_no_stage_could_open_are_bad_records(tmp_path: Path, root: Path) -> None:
+    """A page saved as a picture, an empty file, other bytes, and a URL: found before anything is trained."""
+    (root / "page.jpg").write_text("<html>not found</html>")
+    (root / "empty.png").write_bytes(b"")
+    url = "https://example.org/a.png"
+    images = [
+        Image(id="good", data=(root / "a.png").read_bytes()),
+        Image(id="page", path="page.jpg"),
+        Image(id="empty", path="empty.png"),
+        Image(id="bytes", data=b"no image"),
+        Image(id="url", url=url),
+    ]
+    write_records(tmp_path / "1.jsonl", [ask(i.id).model_copy(update={"image": i}) for i in images])
+    rejects = Rejects()
+    path = str(tmp_path / "1.jsonl")
+    assert [r.id for r in load(path, "prompt", images=root, max_bad=0.8, rejects=rejects)] == ["good"]
+    told = [str(error) for _, error in rejects.found]
+    assert told[0] == (
+        f"{path}:2: image: 'page.jpg' cannot be decoded (no known image format); "
+        "replace the file; it is damaged or no image"
+    )
+    assert ":3: image: 'empty.png' cannot be decoded" in told[1]
+    assert ":4: image: 'bytes' cannot be decoded" in told[2]
+    assert told[3] == (
+        f"{path}:5: image.url: {url!r} is a URL, and URLs are not fetched here; "
+        "download it into the image root and give its path"
+    )
 
 
 def test_every_record_of_one_missing_image_is_placed(tmp_path: Path, root: Path) -> None:

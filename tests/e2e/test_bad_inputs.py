@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForImageTextToText
+
+from data.processes import sole_writer
 
 Command = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
@@ -198,3 +201,36 @@ def test_a_folder_of_other_things_is_not_used(photos: Path, align: Command, caps
     assert align("reward", f"output={photos / 'images'}") == 2
     assert "not empty and not a run directory" in capsys.readouterr().err
     assert not (photos / "images/settings.yaml").exists()
+
+
+@pytest.mark.parametrize("stage", ["sft", "sample", "reward", "ppo", "eval"])
+def test_every_stage_checks_its_adapter(
+    trained: dict[str, Path],
+    fails: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+) -> None:
+    """``runs/adapter`` looks like a Hub id; with ``runs`` there it is a path, and no weights are read."""
+    read = AutoModelForImageTextToText
+    monkeypatch.setattr(read, "from_pretrained", lambda *a, **k: pytest.fail("the base was loaded"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/bare").mkdir(parents=True)
+    more = [f"reward_model={trained['plain']}"] if stage == "ppo" else []
+    assert "runs/bare: adapter_config.json is missing" in fails(stage, "model.adapter=runs/bare", *more)
+
+
+@pytest.mark.parametrize("stage", ["sft", "sample", "reward", "ppo", "eval"])
+def test_a_run_has_one_writer(
+    trained: dict[str, Path], align: Command, capsys: Capture, tmp_path: Path, stage: str
+) -> None:
+    """What a second ``--resume`` beside a running one meets."""
+    more = [f"reward_model={trained['plain']}"] if stage == "ppo" else []
+    run = tmp_path / "run"
+    run.mkdir()
+    capsys.readouterr()
+    with sole_writer(run):
+        assert align(stage, f"output={run}", *more, "--resume") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and f"align: error: {run}: another process is writing this run" in lines[0]
+    assert [entry.name for entry in run.iterdir()] == [".lock"]

@@ -97,6 +97,47 @@ def test_reads_the_template_layout(tmp_path: Path) -> None:
     assert len(bench.sha256) == 64
 
 
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [
+        ("https://farm9.example.org/8210/8266_c6d0_o.jpg", "8266_c6d0_o.jpg"),
+        ("http://example.org/a%20b%2Bc.jpg?size=o&x=/y.png#top", "a b+c.jpg"),
+        ("https://example.org/a/..%2F..%2Fout.jpg", "out.jpg"),
+    ],
+)
+def test_a_url_is_the_file_of_its_name_under_the_image_root(tmp_path: Path, url: str, file: str) -> None:
+    (tmp_path / file).touch()
+    items = [_item(0), _item(1, image_src=url)]
+    own, web = benchmark_of(items, None, images=tmp_path).items
+    assert own.image.path == "images/0.png"
+    assert (web.image.path, web.image.url, web.image.id) == (file, None, "img1")
+    # who rates the answers elsewhere gets the address back
+    answered = benchmark_of(items, None, images=tmp_path).answered({"0": "a", "1": "b"})
+    assert answered[1].image_src == url
+
+
+@pytest.mark.parametrize(
+    ("source", "rule"),
+    [
+        ("https://example.org/x/gone.jpg", "no file 'gone.jpg' in .*/root for https.*gone.jpg; download it"),
+        ("https://example.org/%2e%2e", "'..' leaves the image root"),
+        ("https://example.org/a%00.jpg", "leaves the image root"),
+        ("http://", "no file 'http:' in .*/root"),
+        ("../secret.jpg", "no path inside an image root"),
+    ],
+)
+def test_an_image_that_cannot_be_had_names_its_question(tmp_path: Path, source: str, rule: str) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "secret.jpg").touch()
+    (tmp_path / "mmhal.json").write_text(
+        json.dumps([_item(0, image_src="a.png").model_dump(), _item(1, image_src=source).model_dump()])
+    )
+    bench = read_benchmark(tmp_path / "mmhal.json", None, images=tmp_path / "root")
+    with pytest.raises(DataError, match=rule) as caught:
+        _ = bench.items
+    assert str(caught.value).startswith(f"{tmp_path}/mmhal.json[1]: image_src: ")
+
+
 def test_all_ids_are_needed() -> None:
     bench = benchmark_of([_item(0), _item(1)], FunctionJudge("e", _echo))
     with pytest.raises(DataError, match="missing"):
