@@ -109,7 +109,7 @@ def arguments(settings: SftSettings, folder: Path, device: torch.device) -> Trai
             "gradient_checkpointing": True,
             "gradient_checkpointing_kwargs": {"use_reentrant": False},
         }
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.grad_accum,
@@ -137,6 +137,9 @@ def arguments(settings: SftSettings, folder: Path, device: torch.device) -> Trai
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=device.type == "cuda",
     )
+    # Trainer would spread one process over all visible GPUs (nn.DataParallel) and multiply the batch
+    found._n_gpu = min(found.n_gpu, 1)
+    return found
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

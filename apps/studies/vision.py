@@ -21,7 +21,7 @@ from data.jsonl import read_json, write_json, write_text
 from evals.report import Curves, Page, Section, Status, Table, Text, write_report
 
 #: radius of the blur in pixels of the 96-pixel picture; an object is 20 to 30 pixels wide
-LEVELS = (0.0, 1.0, 2.0, 4.0)
+LEVELS = (0.0, 2.0, 4.0)
 ARMS = {"RLHF": "ppo", "Fact-RLHF": "ppo_fact"}
 #: figures of a policy in the tables
 SHOWN = (
