@@ -149,7 +149,8 @@ class RewardSettings(RunSettings):
     max_facts: dict[FactKind, Annotated[int, Field(ge=1)]] = {"captions": 5, "rationales": 3}
     #: which annotator question trains it; "preferred" = hallucination, then helpfulness
     target: str = "preferred"
-    #: the evaluation turn; None takes the default wording. ``{facts}`` marks where the facts stand
+    #: the evaluation turn; None takes the default wording. ``{facts}`` marks where the facts stand,
+    #: ``{response}`` where the response is read once more (helps small models)
     template: str | None = None
     #: words whose embeddings' difference starts the score head, e.g. ["yes", "no"]; None = zeros
     head_init: tuple[str, str] | None = None

@@ -61,6 +61,11 @@ def facts_text(
     return "\n".join([FACTS_HEADER, *lines]) if lines else None
 
 
+def fill(template: str, **texts: str) -> str:
+    """The template with each ``{name}`` replaced by its text; braces inside the texts stay as they are."""
+    return re.sub(r"\{(\w+)\}", lambda found: texts.get(found[1], found[0]), template).strip()
+
+
 class Renderer:
     """Renders conversations with the chat template and tokenizer of one processor.
 
@@ -137,7 +142,9 @@ class Renderer:
         """(messages, response, facts, image) items as texts to score, left padded: read the score at [:, -1].
 
         The response becomes an assistant turn; after it comes a user turn, ``template`` (default
-        ``REWARD_TEMPLATE``) with the facts in the place of ``{facts}``, and the generation prompt.
+        ``REWARD_TEMPLATE``) with the facts in the place of ``{facts}``, and the generation prompt. A template
+        with ``{response}`` repeats the response there: a small causal model can then check it against the
+        facts, which it has read by that time.
         """
         template = template or REWARD_TEMPLATE
         conversations = []
@@ -146,7 +153,7 @@ class Renderer:
                 raise RenderError(
                     "the reward template has no place for facts; put {facts} where they should stand"
                 )
-            question = template.replace("{facts}", facts or "").strip()
+            question = fill(template, facts=facts or "", response=response)
             turns = [
                 *messages,
                 Message(role="assistant", content=response),

@@ -48,7 +48,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse._SubParsersAc
     validate.add_argument("--format", dest="source", metavar="F", default=None, help="default: detected")
     validate.add_argument("--decode", action="store_true", help="decode every image too (needs --images)")
     for parser in (convert, validate):
-        parser.add_argument("--images", type=Path, metavar="DIR", help="image root; every picture must be there and readable")
+        parser.add_argument(
+            "--images", type=Path, metavar="DIR", help="image root; pictures must be there and readable"
+        )
         parser.add_argument("--rejects", type=Path, metavar="FILE", help="write bad records and why here")
         parser.add_argument("--strict", action="store_true", help="stop at the first bad record")
     convert.add_argument(

@@ -41,13 +41,13 @@ VOCABULARY = 720
 class BaseRun:
     clip: ClipRun = field(default_factory=ClipRun)
     #: first text alone, in short lessons (batches of ``glances``); then pictures and all lessons
-    first_steps: int = 1300
+    first_steps: int = 1500
     glances: int = 12
-    steps: int = 1500
-    captions: int = 10
+    steps: int = 1350
+    captions: int = 8
     matches: int = 12
     looks: int = 4
-    checks: int = 8
+    checks: int = 6
     texts: int = 8
     #: weight of every word of the lessons beside their answers
     words: float = 0.1
@@ -59,7 +59,7 @@ class BaseRun:
 def tokenizer_for_world() -> Any:
     scenes = [sample_scene(9000, i) for i in range(3000)]
     wording = [
-        reading.TEMPLATE.replace("{facts}", reading.HEADER),
+        reading.question_about("", [reading.HEADER]),
         "Give a short caption.",
         *lang.DESCRIBE,
     ] * 50

@@ -89,7 +89,7 @@ def captions(scene: Scene, seed: int = 0, n: int = 5) -> list[str]:
 
 
 def describe(scene: Scene, rng: random.Random, groups: list[Group] | None = None) -> str:
-    """A full description, things in one fixed order. ``groups`` may hold some that are not there."""
+    """A full description in reading order. ``groups`` may hold things that are not there."""
     groups = list(scene.groups) if groups is None else groups
     parts = listing([located(g) for g in groups])
     style = rng.randrange(3)

@@ -11,10 +11,11 @@ import random
 
 from data.schema import Example, Message
 from data.world import language as lang
-from data.world.scene import COLOURS, Group, Scene, told_order
+from data.world.scene import Group, Scene
 
-#: the evaluation turn of the world's reward models; ``{facts}`` is empty for a plain one
-TEMPLATE = "{facts}\nIs this answer correct?"
+#: the evaluation turn of the world's reward models; ``{facts}`` is empty for a plain one. The answer is read
+#: again after the facts: what comes first cannot look at what comes later in a causal model
+TEMPLATE = "{facts}\nAnswer: {response}\nIs this answer correct?"
 #: as ``align.render.facts_text`` writes it (a test holds the two together)
 HEADER = "True of the image:"
 
@@ -59,18 +60,17 @@ def _asked(name: str, facts: list[str], turns: list[lang.Turn]) -> Example:
     return Example(id=name, messages=[first, *rest], source="world-reading")
 
 
-def corrupt(scene: Scene, rng: random.Random) -> list[Group]:
-    """The scene's groups with one or two false objects: added, or in place of a true one."""
-    groups = list(scene.groups)
-    for _ in range(rng.choice((1, 1, 2))):
+def corrupt(scene: Scene, groups: list[Group], rng: random.Random) -> list[Group]:
+    """One or two of ``groups`` replaced by objects that are not in the scene.
+
+    Replaced, not added: were false descriptions longer, a model would learn to judge by length (measured).
+    """
+    groups = list(groups)
+    for i in rng.sample(range(len(groups)), min(len(groups), rng.choice((1, 1, 2)))):
         name = lang.absent(scene, rng, rng.choice(("tempting", "tempting", "random")))
-        if rng.random() < 0.5:
-            i = rng.randrange(len(groups))
+        if name not in {g.name for g in groups}:
             groups[i] = Group(name, groups[i].colour, groups[i].cells)
-        else:
-            groups.append(Group(name, rng.choice(COLOURS), (rng.randrange(9),)))
-    # a false object out of order would give itself away
-    return sorted(groups, key=told_order)
+    return groups
 
 
 def verify(scene: Scene, rng: random.Random) -> Example:
@@ -92,17 +92,24 @@ def checking(scene: Scene, rng: random.Random) -> Example:
 
 def _judged(name: str, scene: Scene, known: list[Group], facts: list[str], rng: random.Random) -> Example:
     """One lesson in judging; a right description names the ``known`` groups or, at times, one fewer."""
-    right = rng.random() < 0.5
-    groups = known if right else corrupt(scene, rng)
-    if right and len(groups) > 1 and rng.random() < 0.4:
+    groups = list(known)
+    if len(groups) > 1 and rng.random() < 0.4:
         groups.pop(rng.randrange(len(groups)))
+    right = rng.random() < 0.5
+    groups = groups if right else corrupt(scene, groups, rng)
     bare = Scene(scene.id, scene.theme, scene.environment, scene.groups, 0)
-    question = TEMPLATE.replace("{facts}", facts_lines(facts) if facts else "").strip()
+    said = lang.describe(bare, rng, groups)
     turns = [
-        lang.Turn("holistic", rng.choice(lang.DESCRIBE), lang.describe(bare, rng, groups)),
-        lang.Turn("verify", question, "Yes" if right else "No"),
+        lang.Turn("holistic", rng.choice(lang.DESCRIBE), said),
+        lang.Turn("verify", question_about(said, facts), "Yes" if right else "No"),
     ]
     return Example(id=name, messages=_dialogue(turns), source="world-reading")
+
+
+def question_about(response: str, facts: list[str]) -> str:
+    """The evaluation turn, as ``align.render`` fills it (a test holds the two together)."""
+    told = facts_lines(facts) if facts else ""
+    return TEMPLATE.replace("{facts}", told).replace("{response}", response).strip()
 
 
 def matching(scene: Scene, rng: random.Random) -> Example:

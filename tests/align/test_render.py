@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessor, CLIPImageProcessorPil
 
 from align.config import ModelSettings
 from align.models.lmm import CHAT_TEMPLATE, Lmm, hidden_states, load, vision_features
-from align.render import REWARD_TEMPLATE, Renderer, RenderError, facts_text
+from align.render import REWARD_TEMPLATE, Renderer, RenderError, facts_text, fill
 from data.schema import Example, Facts, Image, Message
 
 IMAGE = Image(id="p", path="p.png")
@@ -306,3 +306,15 @@ def test_unusable_processors_are_named(lmm: Lmm) -> None:
         Renderer(_with_template(lmm, imageless)).prompt_batch(
             [(_messages("Hi"), PILImage.new("RGB", (8, 8)))]
         )
+
+
+def test_a_template_is_filled_once_and_may_repeat_the_response(lmm: Lmm) -> None:
+    template = "{facts}\nAnswer: {response} Good?"
+    assert fill(template, facts="", response="a {facts} cat") == "Answer: a {facts} cat Good?"
+    assert fill(template, facts="{response}", response="x") == "{response}\nAnswer: x Good?"
+    assert fill("no {other} {place}", facts="f") == "no {other} {place}"
+    renderer = Renderer(lmm.processor)
+    messages = [Message(role="user", content="What is there?")]
+    batch = renderer.reward_batch([(messages, "a red cat", "One fact.", None)], template)
+    text = lmm.processor.tokenizer.decode(batch["input_ids"][0])
+    assert text.count("a red cat") == 2 and text.rindex("a red cat") > text.index("One fact.")
