@@ -38,6 +38,7 @@ class Scale:
     """Sizes of one chain (records, pictures, PPO steps); the default is the demo's."""
 
     sft: int = 5000
+    text: int = 700
     human: int = 3500
     pairs: int = 4000
     prompts: int = 3000
@@ -52,6 +53,7 @@ class Scale:
 
 QUICK = Scale(
     sft=240,
+    text=24,
     human=160,
     pairs=160,
     prompts=64,
@@ -133,7 +135,8 @@ class Chain:
         """From data to labelled pairs of responses."""
         own, scale = {"root": str(self.root), "seed": self.seed}, self.scale
         sizes = {
-            k: getattr(scale, k) for k in ("sft", "human", "pairs", "prompts", "describe", "pope_images")
+            k: getattr(scale, k)
+            for k in ("sft", "text", "human", "pairs", "prompts", "describe", "pope_images")
         }
         machine, human = self.at("data/sft.jsonl"), self.at("data/human.jsonl")
         learn = self.base | self.pictures | {"batch_size": scale.batch}

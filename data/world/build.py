@@ -3,7 +3,8 @@
 ``build`` writes::
 
     images/*.png      scenes.jsonl (full knowledge; only annotators and judges may read it)
-    sft.jsonl         machine-written conversations: some descriptions name one thing that is not there
+    sft.jsonl         machine-written conversations: some descriptions name one thing that is not there;
+                      and text-only reading: captions, and what follows from them
     human.jsonl       clean yes/no, multiple choice and spotting turns (what SFT+ adds)
     pairs.jsonl       prompts to sample two responses for, and prompts.jsonl: prompts for PPO
     eval/             pope_{random,popular,adversarial}.jsonl, mmhal.json, describe.jsonl
@@ -24,16 +25,19 @@ from data.jsonl import DataError, read_rows, write_json, write_records, write_te
 from data.processes import end_with_parent
 from data.schema import Example, Facts, Image, Message, Prompt
 from data.world import language as lang
+from data.world import reading
 from data.world.draw import SIDE, draw_scene
 from data.world.scene import CATEGORIES, OBJECTS, Scene, sample_scene
 
 #: draws every split from its own stream of scenes
-_STREAMS = {"sft": 0, "human": 1, "pairs": 2, "prompts": 3, "eval": 4}
+_STREAMS = {"sft": 0, "human": 1, "pairs": 2, "prompts": 3, "eval": 4, "text": 5}
 
 
 @dataclass(frozen=True)
 class WorldSizes:
     sft: int = 5000
+    #: text-only turns in ``sft.jsonl``, as LLaVA's mix has them: what keeps the skill of reading
+    text: int = 700
     human: int = 3500
     pairs: int = 4000
     prompts: int = 3000
@@ -100,6 +104,15 @@ def synthetic_example(scene: Scene, rates: WorldRates) -> Example:
         id=f"sft/{scene.id}", image=image_of(scene), messages=_messages(turns), task="conversation",
         facts=_facts(scene), source="world-synthetic", split="train",
     )  # fmt: skip
+
+
+def text_example(scene: Scene, rng: random.Random) -> Example:
+    """Reading without a picture: questions about captions, or whether a description agrees with them."""
+    if rng.random() < 0.4:
+        return reading.questions(scene, rng)
+    *_, question, verdict = reading.verify(scene, rng).messages
+    # the description stands in the question alone: no false sentence is learned as an answer
+    return Example(id=f"text/{scene.id}", messages=[question, verdict], source="world-reading", split="train")
 
 
 def balanced_yes_no(scene: Scene, rng: random.Random) -> lang.Turn:
@@ -238,14 +251,20 @@ def read_scenes(folder: Path) -> dict[str, Scene]:
 def build(folder: Path, sizes: WorldSizes, rates: WorldRates, *, seed: int, workers: int = 2,
           describe_share: float = 0.75) -> None:  # fmt: skip
     """Write the whole folder; the same arguments give the same bytes."""
-    streams = {"sft": sizes.sft, "human": sizes.human, "pairs": sizes.pairs, "prompts": sizes.prompts}
+    streams = {
+        "sft": sizes.sft,
+        "text": sizes.text,
+        "human": sizes.human,
+        "pairs": sizes.pairs,
+        "prompts": sizes.prompts,
+    }
     scenes = {
         k: [sample_scene(scene_seed(seed, k), i, rates.difficulty) for i in range(n)]
         for k, n in streams.items()
     }
     count = max(sizes.describe, 2 * sizes.pope_images, 200)
     scenes["eval"] = [sample_scene(scene_seed(seed, "eval"), i, rates.difficulty) for i in range(count)]
-    every = [s for group in scenes.values() for s in group]
+    every = [s for name, group in scenes.items() if name != "text" for s in group]
     folder.mkdir(parents=True, exist_ok=True)
     draw_all(every, folder / "images", workers)
     write_text(
@@ -253,7 +272,8 @@ def build(folder: Path, sizes: WorldSizes, rates: WorldRates, *, seed: int, work
     )
     write_json(folder / "captions.json", {f"{s.id}.png": lang.captions(s) for s in every})
     rng = random.Random(f"build/{seed}")
-    write_records(folder / "sft.jsonl", [synthetic_example(s, rates) for s in scenes["sft"]])
+    read = [text_example(s, random.Random(f"text/{s.id}")) for s in scenes["text"]]
+    write_records(folder / "sft.jsonl", [*(synthetic_example(s, rates) for s in scenes["sft"]), *read])
     write_records(folder / "human.jsonl", [human_example(s, rng) for s in scenes["human"]])
     for split in ("pairs", "prompts"):
         write_records(

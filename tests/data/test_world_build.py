@@ -28,9 +28,10 @@ from data.world.build import (
     read_scenes,
     synthetic_example,
 )
+from data.world.reading import HEADER
 from data.world.scene import CATEGORIES, CELLS, OBJECTS, Group, Scene, sample_scene
 
-SIZES = WorldSizes(sft=30, human=30, pairs=20, prompts=20, describe=25, pope_images=10)
+SIZES = WorldSizes(sft=30, text=8, human=30, pairs=20, prompts=20, describe=25, pope_images=10)
 NO_BOARD = "There is no board in the image."
 NUMBERS = {"no": 0, "one": 1, "two": 2, "three": 3}
 SINGULAR = {p: n for n, p in lang.PLURALS.items()} | {n: n for n in OBJECTS}
@@ -266,14 +267,14 @@ def test_the_same_arguments_give_the_same_bytes(world: Path, tmp_path: Path) -> 
 
 
 def test_another_seed_gives_another_world(world: Path, tmp_path: Path) -> None:
-    small = WorldSizes(2, 2, 2, 2, 2, 2)
+    small = WorldSizes(2, 2, 2, 2, 2, 2, 2)
     build(tmp_path / "other", small, WorldRates(), seed=2, workers=1)
     assert not set(read_scenes(tmp_path / "other")) & set(read_scenes(world))
 
 
 def test_the_folder_reads_back(world: Path) -> None:
     scenes = read_scenes(world)
-    counts = {"sft": SIZES.sft, "human": SIZES.human}
+    counts = {"sft": SIZES.sft + SIZES.text, "human": SIZES.human}
     for name, n in counts.items():
         examples = jsonl.read_records(world / f"{name}.jsonl", "example", strict=True)
         assert len(examples) == n
@@ -320,3 +321,12 @@ def test_damaged_scenes_are_told_with_their_line(world: Path, tmp_path: Path) ->
     (tmp_path / "scenes.jsonl").write_text("{not json\n")
     with pytest.raises(jsonl.DataError, match=r"scenes\.jsonl:1: not valid JSON"):
         read_scenes(tmp_path)
+
+
+def test_text_only_turns_teach_reading_and_say_nothing_false(world: Path) -> None:
+    texts = [e for e in jsonl.read_records(world / "sft.jsonl", "example") if not e.image]
+    assert len(texts) == SIZES.text
+    for example in texts:
+        assert isinstance(example, Example) and example.messages[0].content.startswith(HEADER)
+        answers = {m.content for m in example.messages if m.role == "assistant"}
+        assert answers <= {"Yes", "No", *"ABCD"}
