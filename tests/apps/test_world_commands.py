@@ -46,7 +46,7 @@ def pairs_of(world: Path) -> list[Preference]:
 
 
 def test_the_folder_is_written_at_the_smallest_scale(world: Path) -> None:
-    assert len(read_records(world / "sft.jsonl", "example", strict=True)) == 24
+    assert len(read_records(world / "sft.jsonl", "example", strict=True)) == 24 + 24
     scenes = read_scenes(world)
     assert {s.difficulty for s in scenes.values()} == {0.1}
     assert sorted(p.stem for p in (world / "images").iterdir()) == sorted(scenes)
