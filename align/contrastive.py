@@ -20,6 +20,7 @@ from open_clip.model import CLIPTextCfg, _build_text_tower
 from torch import Tensor, nn
 
 from align.models.vision import OPENAI_MEAN, OPENAI_STD, OpenClipVisionModel
+from data.processes import end_with_parent
 from data.world import language as lang
 from data.world.draw import draw_scene
 from data.world.scene import COLOURS, OBJECTS, Scene, sample_scene
@@ -43,7 +44,7 @@ def _pixels(job: tuple[int, int, int, Span]) -> np.ndarray:
 def render(seed: int, start: int, n: int, span: Span, workers: int = 2) -> tuple[list[Scene], np.ndarray]:
     """Scenes ``start .. start + n`` of a stream, and their pixels (n, S, S, 3) uint8."""
     jobs = [(seed, a, min(a + 200, start + n), span) for a in range(start, start + n, 200)]
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         pixels = np.concatenate(list(pool.map(_pixels, jobs)))
     return [_scene(seed, i, span) for i in range(start, start + n)], pixels
 

@@ -47,7 +47,8 @@ class WorldSizes:
 
 @dataclass(frozen=True)
 class WorldRates:
-    """How the machine-written data errs. Chosen by POPE of SFT and SFT+ alone (apps/studies/PROTOCOL.md)."""
+    """How the machine-written data errs. Chosen by POPE of SFT and SFT+ alone, for an earlier base;
+    due again for the present one (apps/studies/PROTOCOL.md)."""
 
     #: share of machine-written descriptions with one false object
     planted: float = 0.3

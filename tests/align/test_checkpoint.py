@@ -94,7 +94,8 @@ def test_a_section_that_appears_is_a_difference(run: RunDir) -> None:
 
 def test_where_and_how_a_run_is_carried_out_may_change(run: RunDir) -> None:
     other = _settings(output="elsewhere", resume=True, dry_run=True, threads=2, log_every=3)
-    _again(run, other)
+    again = _again(run, other)
+    assert again.path == run.path and len(json.loads((run.path / "meta.json").read_text())["starts"]) == 2
 
 
 def test_a_setting_added_since_counts_with_its_default(run: RunDir) -> None:

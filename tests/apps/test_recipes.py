@@ -21,7 +21,7 @@ def _class(name: str) -> type[RunSettings]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_parses(name: str) -> None:
-    resolve(_class(name), cli.RECIPES / name)
+    assert resolve(_class(name), cli.RECIPES / name).output.startswith("runs/")
 
 
 @pytest.mark.parametrize("size", ["7b", "13b"])

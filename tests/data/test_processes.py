@@ -47,7 +47,7 @@ def test_a_child_that_lives_on_does_not_hold_the_folder(tmp_path: Path) -> None:
     os.close(read)
     try:
         with sole_writer(tmp_path):
-            pass
+            assert _taken_elsewhere(tmp_path).returncode != 0
     finally:
         os.close(write)
         os.waitpid(child, 0)
