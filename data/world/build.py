@@ -16,14 +16,13 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.jsonl import DataError, read_rows, write_json, write_records, write_text
 from data.processes import end_with_parent
-from data.schema import Example, Facts, Image, Message, Prompt
+from data.schema import Example, Facts, Image, Prompt
 from data.world import language as lang
 from data.world import reading
 from data.world.draw import SIDE, draw_scene
@@ -69,14 +68,6 @@ def _facts(scene: Scene, rationales: list[str] | None = None) -> Facts:
     return Facts(captions=lang.captions(scene), rationales=rationales or [])
 
 
-def _messages(turns: Iterable[lang.Turn]) -> list[Message]:
-    return [
-        m
-        for t in turns
-        for m in (Message(role="user", content=t.question), Message(role="assistant", content=t.answer))
-    ]
-
-
 def synthetic_example(scene: Scene, rates: WorldRates) -> Example:
     """A machine-written conversation: short questions, then usually a description that may err."""
     rng = random.Random(f"synthetic/{scene.id}")
@@ -102,7 +93,7 @@ def synthetic_example(scene: Scene, rates: WorldRates) -> Example:
             lang.Turn("detail", rng.choice(lang.DESCRIBE), lang.describe(scene, rng, groups)),
         )
     return Example(
-        id=f"sft/{scene.id}", image=image_of(scene), messages=_messages(turns), task="conversation",
+        id=f"sft/{scene.id}", image=image_of(scene), messages=reading.dialogue(turns), task="conversation",
         facts=_facts(scene), source="world-synthetic", split="train",
     )  # fmt: skip
 
@@ -135,7 +126,7 @@ def human_example(scene: Scene, rng: random.Random) -> Example:
     else:
         turns = [lang.spotting(scene, rng)]
     return Example(
-        id=f"human/{scene.id}", image=image_of(scene), messages=_messages(turns), task=task,
+        id=f"human/{scene.id}", image=image_of(scene), messages=reading.dialogue(turns), task=task,
         facts=_facts(scene, rationales), answer=turns[0].answer, source="world-human", split="train",
     )  # fmt: skip
 
@@ -252,13 +243,7 @@ def read_scenes(folder: Path) -> dict[str, Scene]:
 def build(folder: Path, sizes: WorldSizes, rates: WorldRates, *, seed: int, workers: int = 2,
           describe_share: float = 0.75) -> None:  # fmt: skip
     """Write the whole folder; the same arguments give the same bytes."""
-    streams = {
-        "sft": sizes.sft,
-        "text": sizes.text,
-        "human": sizes.human,
-        "pairs": sizes.pairs,
-        "prompts": sizes.prompts,
-    }
+    streams = {part: getattr(sizes, part) for part in ("sft", "text", "human", "pairs", "prompts")}
     scenes = {
         k: [sample_scene(scene_seed(seed, k), i, rates.difficulty) for i in range(n)]
         for k, n in streams.items()

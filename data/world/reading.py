@@ -8,6 +8,7 @@ and ``verify`` are text alone and teach that captions tell what is there; ``capt
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 from data.schema import Example, Message
 from data.world import language as lang
@@ -55,7 +56,7 @@ def glance(scene: Scene, rng: random.Random) -> Example:
 
 
 def _asked(name: str, facts: list[str], turns: list[lang.Turn]) -> Example:
-    first, *rest = _dialogue(turns)
+    first, *rest = dialogue(turns)
     first = Message(role="user", content=f"{facts_lines(facts)}\n{first.content}")
     return Example(id=name, messages=[first, *rest], source="world-reading")
 
@@ -103,7 +104,7 @@ def _judged(name: str, scene: Scene, known: list[Group], facts: list[str], rng: 
         lang.Turn("holistic", rng.choice(lang.DESCRIBE), said),
         lang.Turn("verify", question_about(said, facts), "Yes" if right else "No"),
     ]
-    return Example(id=name, messages=_dialogue(turns), source="world-reading")
+    return Example(id=name, messages=dialogue(turns), source="world-reading")
 
 
 def question_about(response: str, facts: list[str]) -> str:
@@ -115,7 +116,7 @@ def question_about(response: str, facts: list[str]) -> str:
 def matching(scene: Scene, rng: random.Random) -> Example:
     """The picture, then yes/no about each thing in it and as many not: image-text matching in words."""
     turns = lang.yes_no_about(scene, list(scene.objects), rng)
-    return Example(id=f"match/{scene.id}", messages=_dialogue(turns), source="world-looking")
+    return Example(id=f"match/{scene.id}", messages=dialogue(turns), source="world-looking")
 
 
 def looking(scene: Scene, rng: random.Random) -> Example:
@@ -127,10 +128,11 @@ def looking(scene: Scene, rng: random.Random) -> Example:
         alone = Scene(scene.id, scene.theme, scene.environment, (group,), 0)
         make = rng.choices((lang.attribute, lang.relation, lang.counting), (0.45, 0.35, 0.2))[0]
         turns.append(make(alone, rng))
-    return Example(id=f"look/{scene.id}", messages=_dialogue(turns), source="world-looking")
+    return Example(id=f"look/{scene.id}", messages=dialogue(turns), source="world-looking")
 
 
-def _dialogue(turns: list[lang.Turn]) -> list[Message]:
+def dialogue(turns: Iterable[lang.Turn]) -> list[Message]:
+    """Each turn as a user's question and the assistant's answer."""
     messages: list[Message] = []
     for turn in turns:
         messages += [
