@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{time.monotonic() - start:6.0f} s  {shown}", flush=True)
 
     run = (
-        BaseRun(clip=ClipRun(images=400, epochs=1), first_steps=2, steps=3, scenes=200)
+        BaseRun(clip=ClipRun(images=400, epochs=1), lookup_steps=2, glance_steps=2, steps=3, scenes=200)
         if args.quick
         else BaseRun()
     )
