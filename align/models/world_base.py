@@ -172,7 +172,7 @@ def texts_of(step: int, run: BaseRun) -> list[tuple[Lesson, int]]:
 
 
 def pictures_of(step: int, run: BaseRun) -> list[tuple[Lesson, int]]:
-    """The kinds of lessons with a picture at ``step``, and how many of each; none while reading is learned."""
+    """The kinds of lessons with a picture at ``step`` and how many of each; none while it learns to read."""
     if step < run.first_steps:
         return []
     return [

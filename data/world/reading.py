@@ -59,7 +59,7 @@ def lookup(scene: Scene, rng: random.Random) -> Example:
 
 
 def glance(scene: Scene, rng: random.Random) -> Example:
-    """The second lesson: one to three plain sentences, then yes/no about each thing told and as many not told.
+    """The second lesson: one to three plain sentences, then yes/no about each told and as many not told.
 
     Shorter than captions, so that a model sees many questions a second.
     """
