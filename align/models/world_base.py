@@ -46,7 +46,7 @@ class BaseRun:
     glance_steps: int = 450
     glances: int = 12
     #: then pictures and all lessons
-    steps: int = 1500
+    steps: int = 1350
     captions: int = 8
     matches: int = 16
     looks: int = 4
