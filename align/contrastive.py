@@ -36,17 +36,26 @@ def _scene(seed: int, index: int, span: Span) -> Scene:
     return sample_scene(seed, index, random.Random(f"difficulty/{seed}/{index}").uniform(*span))
 
 
-def _pixels(job: tuple[int, int, int, Span]) -> np.ndarray:
-    seed, start, stop, span = job
-    return np.stack([np.asarray(draw_scene(_scene(seed, i, span))) for i in range(start, stop)])
+def _pixels(scenes: list[Scene]) -> np.ndarray:
+    return np.stack([np.asarray(draw_scene(scene)) for scene in scenes])
+
+
+def scenes_of(seed: int, start: int, n: int, span: Span) -> list[Scene]:
+    """Scenes ``start .. start + n`` of a stream, their difficulties drawn from ``span``."""
+    return [_scene(seed, i, span) for i in range(start, start + n)]
+
+
+def draw_all(scenes: list[Scene], workers: int = 2) -> np.ndarray:
+    """The scenes' pixels (n, S, S, 3) uint8."""
+    parts = [scenes[k : k + 200] for k in range(0, len(scenes), 200)]
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
+        return np.concatenate(list(pool.map(_pixels, parts)))
 
 
 def render(seed: int, start: int, n: int, span: Span, workers: int = 2) -> tuple[list[Scene], np.ndarray]:
     """Scenes ``start .. start + n`` of a stream, and their pixels (n, S, S, 3) uint8."""
-    jobs = [(seed, a, min(a + 200, start + n), span) for a in range(start, start + n, 200)]
-    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
-        pixels = np.concatenate(list(pool.map(_pixels, jobs)))
-    return [_scene(seed, i, span) for i in range(start, start + n)], pixels
+    scenes = scenes_of(seed, start, n, span)
+    return scenes, draw_all(scenes, workers)
 
 
 def normalise(pixels: np.ndarray) -> Tensor:

@@ -24,7 +24,7 @@ from PIL import Image as Pil
 from safetensors.torch import load_model, save_model
 from transformers import LlamaConfig
 
-from align.contrastive import Clip, ClipRun, render, train
+from align.contrastive import Clip, ClipRun, draw_all, render, train
 from align.models.lmm import build_llava, save
 from align.models.tiny import train_tokenizer
 from align.models.vision import OpenClipVisionConfig, OpenClipVisionModel
@@ -33,7 +33,7 @@ from data.jsonl import read_json, write_json
 from data.schema import Example
 from data.world import language as lang
 from data.world import reading
-from data.world.scene import Scene, sample_scene
+from data.world.scene import Scene, jumble, sample_scene
 
 VISION = {"layers": 4, "width": 128, "head_width": 32, "patch_size": 16, "image_size": 96}
 VOCABULARY = 720
@@ -48,11 +48,12 @@ class BaseRun:
     glance_steps: int = 450
     glances: int = 12
     #: then pictures and all lessons
-    steps: int = 2200
+    steps: int = 2300
     captions: int = 8
-    matches: int = 16
+    finds: int = 12
+    matches: int = 8
     looks: int = 4
-    checks: int = 6
+    checks: int = 4
     questions: int = 4
     verifies: int = 8
     #: weight of every word of the texts beside their answers: captions of one scene repeat each other,
@@ -62,6 +63,8 @@ class BaseRun:
     bf16: bool = True
     lr: float = 1.0e-3
     scenes: int = 12000
+    #: so many of them are drawn a second time with other things in their places
+    jumbled: int = 6000
     seed: int = 9000
 
     @property
@@ -126,6 +129,8 @@ def train_language(
     """
     torch.manual_seed(run.seed)
     scenes, pixels = render(run.seed + 1, 0, run.scenes, run.clip.difficulty)
+    jumbled = [jumble(scene) for scene in scenes[: run.jumbled]]
+    jumbled_pixels = draw_all(jumbled)
     model.model.vision_tower.requires_grad_(False)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=run.lr, weight_decay=0.01, betas=(0.9, 0.98))
@@ -143,19 +148,22 @@ def train_language(
         with torch.autocast("cpu", torch.bfloat16, enabled=run.bf16):
             for make, count in kinds:
                 if make in WITH_PICTURES:
-                    rows = [rngs[half].randrange(len(scenes)) for _ in range(count)]
-                    shown = [make(scenes[i], rngs[half]) for i in rows]
-                    pictures = [Pil.fromarray(pixels[i]) for i in rows]
+                    found, drawn = (jumbled, jumbled_pixels) if make is reading.finding else (scenes, pixels)
+                    rows = [rngs[half].randrange(len(found)) for _ in range(count)]
+                    shown = [make(found[i], rngs[half]) for i in rows]
+                    pictures = [Pil.fromarray(drawn[i]) for i in rows]
                     short = make is reading.checking
                     losses[make.__name__] = looking_loss(model, renderers[half], shown, pictures, short)
                 else:
                     lessons = [make(unseen(rngs[half], run), rngs[half]) for _ in range(count)]
                     losses[make.__name__] = reading_loss(model, renderers[half], lessons, run.words)
         total = torch.stack(list(losses.values())).sum()
-        found = torch.autograd.grad(total, parameters, allow_unused=True)
-        return found, {f"{name} loss": loss.item() for name, loss in losses.items()}
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        return gradients, {f"{name} loss": loss.item() for name, loss in losses.items()}
 
+    # one each for the two: a third pool, of this thread, would spin between its own operations
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     last = run.first_steps + run.steps
     with ThreadPoolExecutor(2) as pool:
         for step in range(last):
@@ -177,7 +185,7 @@ def train_language(
 Lesson = Callable[[Scene, random.Random], Example]
 Gradients = tuple[torch.Tensor | None, ...]
 
-WITH_PICTURES = (reading.captioning, reading.matching, reading.looking, reading.checking)
+WITH_PICTURES = (reading.captioning, reading.finding, reading.matching, reading.looking, reading.checking)
 
 
 def lessons_of(step: int, run: BaseRun) -> tuple[list[tuple[Lesson, int]], list[tuple[Lesson, int]]]:
@@ -187,12 +195,16 @@ def lessons_of(step: int, run: BaseRun) -> tuple[list[tuple[Lesson, int]], list[
     if step < run.first_steps:
         return [(reading.glance, run.glances // 2)], [(reading.glance, run.glances // 2)]
     return (
-        [(reading.matching, run.matches), (reading.verify, run.verifies)],
+        [
+            (reading.finding, run.finds),
+            (reading.matching, run.matches),
+            (reading.questions, run.questions),
+        ],
         [
             (reading.captioning, run.captions),
             (reading.looking, run.looks),
             (reading.checking, run.checks),
-            (reading.questions, run.questions),
+            (reading.verify, run.verifies),
         ],
     )
 

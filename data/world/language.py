@@ -140,15 +140,18 @@ def yes_no(name: str, truth: bool) -> Turn:
     return Turn("yesno", f"Is there {article(name)} in the image?", "Yes" if truth else "No", name)
 
 
-def yes_no_about(scene: Scene, told: list[str], rng: random.Random) -> list[Turn]:
-    """One question about each object of ``told`` and about as many that are not there, shuffled.
+def yes_no_about(
+    scene: Scene, told: list[str], rng: random.Random, how: tuple[str, ...] = ("tempting", "random")
+) -> list[Turn]:
+    """One question about each object of ``told`` and about as many that are not there, shuffled; ``how``
+    these are chosen: see :func:`absent`.
 
     Never twice about one: a name that an earlier question brought up would look like a fact, and a
     model that is just learning to look up finds no signal in that (measured: yes/no stayed at chance).
     """
     gone: list[str] = []
     while len(gone) < max(1, len(told) + rng.choice((-1, 0, 1))):
-        name = absent(scene, rng, rng.choice(("tempting", "random")))
+        name = absent(scene, rng, rng.choice(how))
         if name not in gone:
             gone.append(name)
     turns = [yes_no(n, True) for n in told] + [yes_no(n, False) for n in gone]

@@ -2,8 +2,8 @@
 
 They stand in for what a large multimodal model brings along from pretraining: ``lookup``, ``glance``,
 ``questions`` and ``verify`` are text alone and teach that captions tell what is there; ``captioning``,
-``matching``, ``looking`` and ``checking`` show the picture. All are true or balanced: a bias has to come
-from later data.
+``finding``, ``matching``, ``looking`` and ``checking`` show the picture. All are true or balanced: a bias
+has to come from later data.
 """
 
 from __future__ import annotations
@@ -135,6 +135,15 @@ def matching(scene: Scene, rng: random.Random) -> Example:
     """The picture, then yes/no about each thing in it and as many not: image-text matching in words."""
     turns = lang.yes_no_about(scene, list(scene.objects), rng)
     return Example(id=f"match/{scene.id}", messages=dialogue(turns), source="world-looking")
+
+
+def finding(scene: Scene, rng: random.Random) -> Example:
+    """The same of a jumbled scene (``data.world.scene.jumble``), with any things that are not there.
+
+    What usually stands together says nothing here; it is to looking what ``lookup`` is to reading.
+    """
+    turns = lang.yes_no_about(scene, list(scene.objects), rng, ("random",))
+    return Example(id=f"find/{scene.id}", messages=dialogue(turns), source="world-looking")
 
 
 def looking(scene: Scene, rng: random.Random) -> Example:

@@ -8,7 +8,7 @@ which is the failure that this toolkit measures and mends.
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 #: super-category -> its three objects (the twelve super-categories of COCO)
@@ -155,3 +155,13 @@ def sample_scene(seed: int, index: int, difficulty: float = 0.5) -> Scene:
     return Scene(
         f"w{seed}-{index:06d}", theme, environment, tuple(groups), rng.getrandbits(31), text, difficulty
     )
+
+
+def jumble(scene: Scene) -> Scene:
+    """The scene with other things in its places, drawn without regard to theme, partners or usual colours."""
+    rng = random.Random(f"jumble/{scene.id}")
+    names = rng.sample(OBJECTS, len(scene.groups))
+    groups = [
+        replace(g, name=n, colour=rng.choice(COLOURS)) for g, n in zip(scene.groups, names, strict=True)
+    ]
+    return replace(scene, groups=tuple(groups))
