@@ -64,6 +64,16 @@ def normalise(pixels: np.ndarray) -> Tensor:
     return (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
+def cell_patches(image_size: int, patch_size: int) -> list[list[int]]:
+    """The patches (row by row) that each of a scene's nine cells covers."""
+    side = image_size // patch_size
+    step = side // 3
+    return [
+        [(step * (c // 3) + i) * side + step * (c % 3) + j for i in range(step) for j in range(step)]
+        for c in range(9)
+    ]
+
+
 class Clip(nn.Module):
     """Vision tower + open_clip text tower + a region head, with one temperature for each term."""
 
@@ -79,12 +89,7 @@ class Clip(nn.Module):
         self.text = _build_text_tower(config.embed_dim, cfg)
         self.region = nn.Linear(config.hidden_size, config.embed_dim)
         self.scales = nn.Parameter(torch.full((2,), 2.659))
-        side = config.image_size // config.patch_size
-        step = side // 3
-        cells = [
-            [(step * (c // 3) + i) * side + step * (c % 3) + j for i in range(step) for j in range(step)]
-            for c in range(9)
-        ]
+        cells = cell_patches(config.image_size, config.patch_size)
         self.register_buffer("cells", torch.tensor(cells), persistent=False)
 
     def embed_texts(self, texts: list[str]) -> Tensor:

@@ -31,11 +31,10 @@ def main(argv: list[str] | None = None) -> int:
         shown = "  ".join(f"{k} {v:.3f}" for k, v in figures.items())
         print(f"{time.monotonic() - start:6.0f} s  {shown}", flush=True)
 
-    run = (
-        BaseRun(clip=ClipRun(images=400, epochs=1), lookup_steps=2, glance_steps=2, steps=3, scenes=200)
-        if args.quick
-        else BaseRun()
-    )
+    run = BaseRun()
+    if args.quick:
+        few = ClipRun(images=400, epochs=1)
+        run = BaseRun(few, reading_steps=2, grounding_steps=2, steps=3, scenes=200, jumbled=100)
     if args.compare_terms:
         tokenizer = tokenizer_for_world()
         print(compare_terms(lambda: new_clip(tokenizer), run.clip, report))
