@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image as Pil
 from safetensors.torch import load_model, save_model
+from torch.nn.functional import normalize
 from transformers import LlamaConfig
 
 from align.contrastive import Clip, ClipRun, cell_patches, draw_all, normalise, render, train
@@ -47,12 +48,13 @@ class BaseRun:
     #: accuracy is reached, at most so many steps
     lookups: int = 24
     glances: int = 12
-    read: float = 0.95
+    read: float = 0.92
     reading_steps: int = 1500
-    #: then the projector alone, 128 pictures a step (:func:`ground`)
-    grounding_steps: int = 300
+    #: then the projector alone (:func:`ground`)
+    grounding_steps: int = 1200
+    grounding_lr: float = 3.0e-3
     #: then pictures and all lessons
-    steps: int = 2300
+    steps: int = 1100
     captions: int = 8
     finds: int = 12
     matches: int = 8
@@ -120,8 +122,10 @@ def answers_only(labels: torch.Tensor, longest: int = 3) -> torch.Tensor:
 
 def train_language(
     model: Any, processor: Any, run: BaseRun, report: Callable[[dict[str, float]], None]
-) -> None:
+) -> dict[str, float]:
     """Projector and language model over the frozen tower: reading, then grounding, then looking.
+
+    Returns what :func:`ground` measured.
 
     The token means of all kinds of lessons of a step are added up; one verdict would weigh nothing in a
     mean that it shares with a questionnaire's answers.
@@ -165,7 +169,8 @@ def train_language(
                     # when the jump comes depends on the seed, so the accuracy ends the phase
                     if found[read.__name__] >= run.read:
                         break
-        report(ground(model, processor, shown, run))
+        grounding = ground(model, processor, shown, run)
+        report(grounding)
         for trial in range(run.steps):
             figures = update(pool, lessons_with_pictures(run), rate(trial / run.steps))
             step += 1
@@ -174,6 +179,7 @@ def train_language(
     torch.set_num_threads(threads)
     model.set_attn_implementation(attention)
     model.eval()
+    return grounding
 
 
 Lesson = Callable[[Scene, random.Random], Example]
@@ -249,49 +255,59 @@ def lessons_with_pictures(run: BaseRun) -> list[Kinds]:
 
 
 def ground(model: Any, processor: Any, shown: Shown, run: BaseRun) -> dict[str, float]:
-    """Train the projector alone to put a patch where the words for what it shows are: the thing's name
-    and colour, as the mean of their embeddings (the scene tells what stands in which patch).
+    """Train the projector alone to put a patch near the words for what it shows: thing and colour.
 
-    A model that looks up words in a text then looks up things in a picture in the same way. Without
-    this, each thing's name had to find its patches through the yes/no answers alone, and matching
-    stopped near 0.76 (0.8 on the easiest pictures).
+    Two cross-entropies of cosines with the words' embeddings (temperature 1/16), over the patches where
+    something stands; the scene tells what. A model that looks up words in a text then looks up things in a
+    picture in the same way. Left to the answers alone, matching stopped near 0.78; from the same language
+    model with its projector grounded it was 0.88 after a hundred steps.
+
+    Returns:
+        The share of held-out patches that are nearest to their thing's name, and to their colour.
     """
-    embeddings = model.get_input_embeddings().weight.detach()
-    word = {
-        text: processor.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
-        for text in (*OBJECTS, *COLOURS)
-    }
-    vectors = {text: embeddings[ids].mean(0) for text, ids in word.items()}
-    names = torch.stack([vectors[name] for name in OBJECTS])
-    patches = cell_patches(model.config.vision_config.image_size, model.config.vision_config.patch_size)
-    projector = model.model.multi_modal_projector
-    optimizer = torch.optim.AdamW(projector.parameters(), lr=run.lr, weight_decay=0.01)
-    rng = random.Random(run.seed + 3)
+    vision = model.config.vision_config
+    patches = cell_patches(vision.image_size, vision.patch_size)
     scenes = [*shown.scenes, *shown.jumbled]
     pixels = np.concatenate([shown.pixels, shown.jumbled_pixels])
-    right, total = 0, 0
+    with torch.no_grad():
+        grids = [vision_features(model, normalise(pixels[k : k + 256])) for k in range(0, len(scenes), 256)]
+    side = vision.image_size // vision.patch_size
+    grid = torch.cat(grids)[:, -side * side :]
+    picture, patch, *truth = torch.tensor([
+        (i, p, OBJECTS.index(group.name), COLOURS.index(group.colour))
+        for i, scene in enumerate(scenes)
+        for group in scene.groups
+        for cell in group.cells
+        for p in patches[cell]
+    ]).unbind(1)  # fmt: skip
+    features = grid[picture, patch]
+    embeddings = model.get_input_embeddings().weight.detach()
+    words = []
+    for texts in (OBJECTS, COLOURS):
+        ids = [processor.tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in texts]
+        words.append(normalize(torch.stack([embeddings[row].mean(0) for row in ids]), dim=-1))
+    length = embeddings.norm(dim=-1).mean()
+    projector = model.model.multi_modal_projector
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=run.grounding_lr, weight_decay=0.01)
+    learned = len(features) * 9 // 10
     for step in range(run.grounding_steps):
-        rows = [rng.randrange(len(scenes)) for _ in range(128)]
-        where, wanted, truth = [], [], []
-        for i, row in enumerate(rows):
-            for group in scenes[row].groups:
-                for cell in group.cells:
-                    where += [(i, patch) for patch in patches[cell]]
-                    mean = (vectors[group.name] + vectors[group.colour]) / 2
-                    wanted += [mean] * len(patches[cell])
-                    truth += [OBJECTS.index(group.name)] * len(patches[cell])
-        with torch.no_grad():
-            grid = vision_features(model, normalise(pixels[rows]))[:, -len(patches) * len(patches[0]) :]
-        i, patch = torch.tensor(where).unbind(1)
-        found = projector(grid[i, patch])
-        loss = torch.nn.functional.mse_loss(found, torch.stack(wanted), reduction="none").sum(-1).mean()
+        for group in optimizer.param_groups:
+            group["lr"] = run.grounding_lr * (1 - step / run.grounding_steps)
+        rows = torch.randint(learned, (1024,))
+        found = projector(features[rows])
+        # as long as a word, so that it weighs like one in the residual stream
+        loss = 0.1 * (found.norm(dim=-1) - length).pow(2).mean()
+        for vectors, labels in zip(words, truth, strict=True):
+            cosines = normalize(found, dim=-1) @ vectors.T
+            loss = loss + torch.nn.functional.cross_entropy(16 * cosines, labels[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if step >= run.grounding_steps - 20:
-            right += int(((found @ names.T).argmax(-1) == torch.tensor(truth)).sum())
-            total += len(truth)
-    return {"grounding loss": loss.item(), "patches nearest to their name": right / max(total, 1)}
+    with torch.no_grad():
+        found = projector(features[learned:])
+    nearest = [(found @ vectors.T).argmax(-1) for vectors in words]
+    right = [(n == labels[learned:]).float().mean().item() for n, labels in zip(nearest, truth, strict=True)]
+    return {"patch names": right[0], "patch colours": right[1]}
 
 
 def rate(done: float) -> float:
@@ -394,7 +410,7 @@ def build_base(output: Path, run: BaseRun, report: Callable[[dict[str, float]], 
     language = time.monotonic()
     text_config = language_model(VOCABULARY, tokenizer)
     model, processor = build_llava(tower, text_config, tokenizer, image_size=96, feature_layer=-1)
-    train_language(model, processor, run, report)
+    grounding = train_language(model, processor, run, report)
     renderer = Renderer(processor)
     figures = reading_accuracy(model, renderer, 500)
     seeing = seeing_accuracy(model, renderer, run)
@@ -403,6 +419,7 @@ def build_base(output: Path, run: BaseRun, report: Callable[[dict[str, float]], 
         _tower_file(output).with_suffix(suffix).unlink()
     card = {
         "vision": vision,
+        "grounding": grounding,
         "reading": figures,
         "seeing": seeing,
         "run": asdict(run),
