@@ -2,19 +2,105 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from align.config import WORLD_BASE, GenerateSettings, ModelSettings
 from align.generate import Item, generate
-from align.models.lmm import Lmm, check_is_lmm, load
+from align.models.lmm import Lmm, build_llava, check_is_lmm, load
+from align.models.world_base import (
+    VOCABULARY,
+    WITH_PICTURES,
+    BaseRun,
+    Half,
+    Shown,
+    ground,
+    language_model,
+    lessons_with_pictures,
+    new_clip,
+    rate,
+    tokenizer_for_world,
+)
 from align.render import Renderer
 from data.schema import Message, Response
+from data.world import reading
 from data.world.draw import draw_scene
 from data.world.language import absent, corpus, yes_no
-from data.world.scene import sample_scene
+from data.world.scene import COLOURS, OBJECTS, jumble, sample_scene
+
+
+@pytest.fixture(scope="module")
+def fresh() -> tuple[Any, Any]:
+    """Model and processor as a build starts with them."""
+    torch.manual_seed(0)
+    tokenizer = tokenizer_for_world()
+    tower = new_clip(tokenizer).vision
+    text = language_model(VOCABULARY, tokenizer)
+    return build_llava(tower, text, tokenizer, image_size=96, feature_layer=-1)
+
+
+@pytest.fixture(scope="module")
+def shown() -> Shown:
+    scenes = [sample_scene(79, i, 0.2) for i in range(120)]
+    jumbled = [jumble(scene) for scene in scenes[:60]]
+    return Shown(
+        scenes,
+        np.stack([np.asarray(draw_scene(s)) for s in scenes]),
+        jumbled,
+        np.stack([np.asarray(draw_scene(s)) for s in jumbled]),
+    )
+
+
+def test_two_threads_find_the_gradients_that_one_finds(fresh: tuple[Any, Any], shown: Shown) -> None:
+    model, processor = fresh
+    run = BaseRun(captions=2, finds=2, matches=2, looks=2, checks=2, questions=2, verifies=2)
+    kinds = lessons_with_pictures(run)
+
+    def halves() -> list[Half]:
+        return [Half(model, processor, run, shown, seed) for seed in (1, 2)]
+
+    alone = [half(part) for half, part in zip(halves(), kinds, strict=True)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda half, part: half(part), halves(), kinds))
+    for (one, losses), (two, others) in zip(alone, together, strict=True):
+        assert losses == pytest.approx(others)
+        for a, b in zip(one, two, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None and b is not None:
+                torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_every_kind_of_lesson_is_taught(fresh: tuple[Any, Any]) -> None:
+    taught = {make for part in lessons_with_pictures(BaseRun()) for make, _ in part}
+    assert taught == {*WITH_PICTURES, reading.questions, reading.verify}
+
+
+def test_grounding_brings_patches_to_the_words_for_what_they_show(
+    base: Lmm, fresh: tuple[Any, Any], shown: Shown
+) -> None:
+    """With the shipped tower and untrained words: far over chance, and only the projector moves."""
+    model, processor = copy.deepcopy(fresh)
+    model.model.vision_tower.load_state_dict(base.model.model.vision_tower.state_dict())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = ground(model, processor, shown, BaseRun(grounding_steps=150))
+    assert found["patch names"] > 10 / len(OBJECTS)
+    assert found["patch colours"] > 3 / len(COLOURS)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all("multi_modal_projector" in name for name in moved)
+
+
+def test_the_rate_is_level_for_a_third_and_ends_near_nothing() -> None:
+    rates = [rate(k / 300) for k in range(300)]
+    assert rates[:100] == [1.0] * 100
+    assert rates == sorted(rates, reverse=True)
+    assert 0.02 <= rates[-1] < 0.03
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from data.schema import Example, Facts
 from data.world import language as lang
 from data.world import reading
 from data.world.annotators import rate
-from data.world.scene import Scene, sample_scene
+from data.world.scene import OBJECTS, PARTNERS, THEMES, Scene, jumble, sample_scene
 
 SCENES = [sample_scene(61, i) for i in range(400)]
 
@@ -131,13 +131,63 @@ def test_captioning_tells_the_truth_in_both_orders() -> None:
 
 def test_lessons_are_fixed_by_their_random_numbers() -> None:
     for make in (
+        reading.lookup,
         reading.questions,
         reading.verify,
         reading.captioning,
+        reading.finding,
         reading.matching,
         reading.looking,
     ):
         assert make(SCENES[0], random.Random(5)) == make(SCENES[0], random.Random(5))
+
+
+def test_lookup_tells_its_answers_in_the_text_and_nowhere_else() -> None:
+    yes: dict[str, int] = {}
+    asked = []
+    for _, lesson in lessons(reading.lookup):
+        facts, first = lesson.messages[0].content.rsplit("\n", 1)
+        told = lang.mentioned(facts)
+        turns = zip([first, *(m.content for m in lesson.messages[2::2])], lesson.messages[1::2], strict=True)
+        names = []
+        for question, answer in turns:
+            name = lang.mentioned(question)[0]
+            names.append(name)
+            assert answer.content == ("Yes" if name in told else "No")
+            yes[name] = yes.get(name, 0) + (answer.content == "Yes")
+        assert len(set(names)) == len(names) == 2 * len(told)
+        asked += names
+    # every thing of the world is asked for, and as often told as not
+    assert set(asked) == set(OBJECTS)
+    assert all(0.2 < yes[name] / asked.count(name) < 0.8 for name in OBJECTS)
+
+
+def test_finding_asks_about_a_jumbled_scene_without_regard_to_what_goes_together() -> None:
+    rng = random.Random(0)
+    tempting = total = 0
+    for scene in map(jumble, SCENES):
+        lesson = reading.finding(scene, rng)
+        for question, answer in zip(lesson.messages[::2], lesson.messages[1::2], strict=True):
+            name = lang.mentioned(question.content)[0]
+            assert answer.content == ("Yes" if name in scene.objects else "No")
+            if answer.content == "No":
+                total += 1
+                tempting += name in {PARTNERS.get(there) for there in scene.objects}
+    # by chance about one in twenty; ``matching`` asks for partners ten times as often
+    assert tempting / total < 0.1
+
+
+def test_jumbling_keeps_places_and_numbers_and_frees_the_things_of_their_theme() -> None:
+    fitting = total = 0
+    for scene in SCENES:
+        other = jumble(scene)
+        assert other == jumble(scene) and other.id == scene.id
+        assert [(g.cells, g.count) for g in other.groups] == [(g.cells, g.count) for g in scene.groups]
+        assert len(set(other.objects)) == len(scene.objects)
+        fitting += sum(name in THEMES[other.theme][1] for name in other.objects)
+        total += len(other.objects)
+    assert fitting / total < 0.3
+    assert {name for scene in SCENES for name in jumble(scene).objects} == set(OBJECTS)
 
 
 def test_a_glance_asks_once_about_each_thing_and_tells_the_truth_of_its_text() -> None:
