@@ -46,14 +46,13 @@ class WorldSizes:
 
 @dataclass(frozen=True)
 class WorldRates:
-    """How the machine-written data errs. Chosen by POPE of SFT and SFT+ alone, for an earlier base;
-    due again for the present one (apps/studies/PROTOCOL.md)."""
+    """How the machine-written data errs. Chosen by POPE of SFT and SFT+ alone (apps/studies/PROTOCOL.md)."""
 
     #: share of machine-written descriptions with one false object
     planted: float = 0.3
     #: share of machine-written yes/no questions whose object is there
     synthetic_yes: float = 0.9
-    difficulty: float = 0.6
+    difficulty: float = 0.8
 
 
 def scene_seed(seed: int, split: str) -> int:
