@@ -1,9 +1,9 @@
 """The base model's lessons: reading facts, checking a text against them, and looking at a picture.
 
 They stand in for what a large multimodal model brings along from pretraining: ``lookup``, ``glance``,
-``judge``, ``questions`` and ``verify`` are text alone and teach that captions tell what is there; ``captioning``,
-``finding``, ``matching``, ``looking`` and ``checking`` show the picture. All are true or balanced: a bias
-has to come from later data.
+``judge``, ``questions`` and ``verify`` are text alone and teach that captions tell what is there;
+``captioning``, ``finding``, ``matching``, ``looking`` and ``checking`` show the picture. All are true or
+balanced: a bias has to come from later data.
 """
 
 from __future__ import annotations
