@@ -44,11 +44,10 @@ VOCABULARY = 720
 @dataclass(frozen=True)
 class BaseRun:
     clip: ClipRun = field(default_factory=ClipRun)
-    #: text alone: lessons a step of ``reading.lookup``, then of ``glance`` and of ``judge``; each until
-    #: this accuracy is reached, at most so many steps
+    #: text alone: lessons a step of ``reading.lookup``, then of ``reading.glance``; each until this
+    #: accuracy is reached, at most so many steps
     lookups: int = 24
     glances: int = 12
-    judges: int = 48
     read: float = 0.92
     reading_steps: int = 1500
     #: then the projector alone (:func:`ground`)
@@ -62,7 +61,7 @@ class BaseRun:
     looks: int = 4
     checks: int = 4
     questions: int = 4
-    verifies: int = 12
+    verifies: int = 8
     #: weight of every word of the texts beside their answers: captions of one scene repeat each other,
     #: and predicting them teaches to look up as well
     words: float = 0.1
@@ -163,7 +162,6 @@ def train_language(
         for read, count in (
             (reading.lookup, run.lookups),
             (reading.glance, run.glances),
-            (reading.judge, run.judges),
         ):
             for trial in range(run.reading_steps):
                 figures = update(pool, [[(read, count // 2)]] * 2, 1.0)
@@ -345,7 +343,7 @@ def reading_accuracy(model: Any, renderer: Renderer, n: int = 128) -> dict[str, 
     scenes = [sample_scene(77, i) for i in range(n)]
     return {
         make.__name__: first_token_accuracy(model, renderer, [make(s, rng) for s in scenes], None)
-        for make in (reading.lookup, reading.glance, reading.judge, reading.questions, reading.verify)
+        for make in (reading.lookup, reading.glance, reading.questions, reading.verify)
     }
 
 

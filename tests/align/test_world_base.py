@@ -60,7 +60,8 @@ def shown() -> Shown:
 
 def test_two_threads_find_the_gradients_that_one_finds(fresh: tuple[Any, Any], shown: Shown) -> None:
     model, processor = fresh
-    run = BaseRun(captions=2, finds=2, matches=2, looks=2, checks=2, questions=2, verifies=2)
+    # in bfloat16 the sums round differently
+    run = BaseRun(captions=2, finds=2, matches=2, looks=2, checks=2, questions=2, verifies=2, bf16=False)
     kinds = lessons_with_pictures(run)
 
     def halves() -> list[Half]:
