@@ -159,10 +159,7 @@ def train_language(
         return figures | others
 
     with ThreadPoolExecutor(2) as pool:
-        for read, count in (
-            (reading.lookup, run.lookups),
-            (reading.glance, run.glances),
-        ):
+        for read, count in ((reading.lookup, run.lookups), (reading.glance, run.glances)):
             for trial in range(run.reading_steps):
                 figures = update(pool, [[(read, count // 2)]] * 2, 1.0)
                 step += 1

@@ -140,15 +140,15 @@ def yes_no(name: str, truth: bool) -> Turn:
     return Turn("yesno", f"Is there {article(name)} in the image?", "Yes" if truth else "No", name)
 
 
-def yes_no_about(
-    scene: Scene, told: list[str], rng: random.Random, how: tuple[str, ...] = ("tempting", "random")
-) -> list[Turn]:
-    """One question about each object of ``told`` and about as many that are not there, shuffled; ``how``
-    these are chosen: see :func:`absent`.
+def yes_no_about(scene: Scene, told: list[str], rng: random.Random, tempting: bool = True) -> list[Turn]:
+    """One question about each object of ``told`` and about as many that are not there, shuffled; half of
+    these are ``tempting`` (see :func:`absent`), or none.
 
     Never twice about one: a name that an earlier question brought up would look like a fact, and a
     model that is just learning to look up finds no signal in that (measured: yes/no stayed at chance).
     """
+    # "random" is always among them: a scene has few tempting things, and they would run out
+    how = ("tempting", "random") if tempting else ("random",)
     gone: list[str] = []
     while len(gone) < max(1, len(told) + rng.choice((-1, 0, 1))):
         name = absent(scene, rng, rng.choice(how))

@@ -47,7 +47,7 @@ def lookup(scene: Scene, rng: random.Random) -> Example:
     All are drawn from the whole world without regard to what goes together (of the scene only the id is
     used), so nothing but looking up tells the answer; on scenes the theme alone answers most questions
     and the model was slow to look further (measured: at 1,500 steps it had or had not, by luck of the
-    seed; these lessons take three to four hundred).
+    seed; these lessons reach 0.9 after three hundred to a thousand).
     """
     names = rng.sample(list(OBJECTS), 2 * rng.randint(1, 2))
     told = names[: len(names) // 2]
@@ -142,7 +142,7 @@ def finding(scene: Scene, rng: random.Random) -> Example:
 
     What usually stands together says nothing here; it is to looking what ``lookup`` is to reading.
     """
-    turns = lang.yes_no_about(scene, list(scene.objects), rng, ("random",))
+    turns = lang.yes_no_about(scene, list(scene.objects), rng, tempting=False)
     return Example(id=f"find/{scene.id}", messages=dialogue(turns), source="world-looking")
 
 
