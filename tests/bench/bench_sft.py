@@ -48,6 +48,7 @@ def test_turns_a_second(base: Path, world: Path) -> None:
             optimizer.step()
         return len(single)
 
+    assert sum(len(e.messages) // 2 for e in whole) == len(single), "both ways learn the same turns"
     ways = {"all turns in one pass": lambda: train(whole), "one turn at a time": lambda: train(single)}
     rates = side_by_side(ways)
     show(f"SFT: {len(single)} turns of {len(whole)} pictures, batches of {BATCH}", "turns/s", rates)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,8 +51,10 @@ def test_paths_that_fit_no_root(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["a.jpg", "a/b.jpg", "a/../b.jpg", "./a.jpg", "a..b/..c"])
-def test_paths_that_fit_a_root(path: str) -> None:
+def test_paths_that_fit_a_root(path: str, tmp_path: Path) -> None:
     inside(path, "image")
+    # and they do lie there
+    assert (tmp_path / path).resolve().is_relative_to(tmp_path.resolve())
 
 
 def test_a_family_serves_the_kind_that_is_wanted() -> None:
