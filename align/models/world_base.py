@@ -1,9 +1,9 @@
 """The small pretrained base that ships with the project, and how it is made (``make world-base``).
 
 1 a tokenizer over the world's language; 2 a CLIP encoder, trained contrastively (``align.contrastive``);
-3 a projector and a causal language model over the frozen encoder: text-only reading, then captions of
-pictures and balanced questions about them as well. It has seen no full description, no conversation
-and no preference.
+3 a projector and a causal language model over the frozen encoder: text-only reading, then the projector
+alone, then captions of pictures and balanced questions about them as well. It has seen no full
+description, no conversation and no preference.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 import copy
 import json
 import math
+import multiprocessing
 import random
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from align.models.tiny import train_tokenizer
 from align.models.vision import OpenClipVisionConfig, OpenClipVisionModel
 from align.render import Renderer
 from data.jsonl import read_json, write_json
+from data.processes import end_with_parent
 from data.schema import Example
 from data.world import language as lang
 from data.world import reading
@@ -44,17 +47,23 @@ VOCABULARY = 720
 @dataclass(frozen=True)
 class BaseRun:
     clip: ClipRun = field(default_factory=ClipRun)
-    #: text alone: lessons a step of ``reading.lookup``, then of ``reading.glance``; each until this
-    #: accuracy is reached, at most so many steps
+    #: text alone, beside the encoder's training (:func:`read`): lessons a step of ``reading.lookup``, then
+    #: of ``glance`` and of ``judge``, each until its accuracy is reached, at most so many steps
     lookups: int = 24
+    lookup_accuracy: float = 0.90
     glances: int = 12
-    read: float = 0.92
+    glance_accuracy: float = 0.96
+    judges: int = 24
+    judge_accuracy: float = 0.96
     reading_steps: int = 1500
+    #: then so many steps of ``judge``, ``questions`` and ``verify``, so many lessons of each
+    studying_steps: int = 1400
+    studied: tuple[int, int, int] = (8, 6, 8)
     #: then the projector alone (:func:`ground`)
     grounding_steps: int = 1200
     grounding_lr: float = 3.0e-3
     #: then pictures and all lessons
-    steps: int = 1100
+    steps: int = 1400
     captions: int = 8
     finds: int = 12
     matches: int = 8
@@ -120,10 +129,65 @@ def answers_only(labels: torch.Tensor, longest: int = 3) -> torch.Tensor:
     return kept
 
 
-def train_language(
+def read(
     model: Any, processor: Any, run: BaseRun, report: Callable[[dict[str, float]], None]
 ) -> dict[str, float]:
-    """Projector and language model over the frozen tower: reading, then grounding, then looking.
+    """Train the language model on text alone, in one thread; returns the accuracies it ends with.
+
+    To look up what a sentence tells comes first, by itself: the jump is sudden, at a step that depends on
+    the seed, so an accuracy ends that phase and not a count. Short verdicts come before long ones: a verdict
+    is one signal for a whole text.
+    """
+    torch.set_num_threads(1)
+    renderer = Renderer(processor)
+    rng = random.Random(run.seed + 1)
+    parameters = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=run.lr, weight_decay=0.01, betas=(0.9, 0.95))
+    step = 0
+
+    def update(*kinds: tuple[Lesson, int]) -> dict[str, float]:
+        nonlocal step
+        for group in optimizer.param_groups:
+            group["lr"] = run.lr * min(1.0, (step + 1) / 30)
+        with torch.autocast("cpu", torch.bfloat16, enabled=run.bf16):
+            losses = {
+                make.__name__: reading_loss(
+                    model, renderer, [make(unseen(rng, run), rng) for _ in range(n)], run.words
+                )
+                for make, n in kinds
+            }
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        return {f"{name} loss": loss.item() for name, loss in losses.items()}
+
+    model.train()
+    with eager_attention(model, run.bf16):
+        for lesson, count, goal in (
+            (reading.lookup, run.lookups, run.lookup_accuracy),
+            (reading.glance, run.glances, run.glance_accuracy),
+            (reading.judge, run.judges, run.judge_accuracy),
+        ):
+            for trial in range(run.reading_steps):
+                figures = update((lesson, count))
+                if trial % 50 == 49:
+                    found = reading_accuracy(model, renderer, (lesson,))
+                    report({"reading step": step} | figures | found)
+                    if found[lesson.__name__] >= goal:
+                        break
+        for trial in range(run.studying_steps):
+            figures = update(*zip(READING[2:], run.studied, strict=True))
+            if trial % 250 == 249:
+                report({"reading step": step} | figures | reading_accuracy(model, renderer))
+        return reading_accuracy(model, renderer, n=500)
+
+
+def look(
+    model: Any, processor: Any, run: BaseRun, report: Callable[[dict[str, float]], None]
+) -> dict[str, float]:
+    """Train the projector, then the language model with it, on pictures over the frozen tower.
 
     Returns what :func:`ground` measured.
 
@@ -135,51 +199,43 @@ def train_language(
     jumbled = [jumble(scene) for scene in scenes[: run.jumbled]]
     shown = Shown(scenes, pixels, jumbled, draw_all(jumbled))
     model.model.vision_tower.requires_grad_(False)
+    grounding = ground(model, processor, shown, run)
+    report(grounding)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=run.lr, weight_decay=0.01, betas=(0.9, 0.98))
     model.train()
-    # at these sizes eager attention is the faster of the two in bfloat16
-    attention = model.config._attn_implementation
-    model.set_attn_implementation("eager" if run.bf16 else attention)
     halves = [Half(model, processor, run, shown, run.seed + 1 + i) for i in range(2)]
     # a thread pool in every operation beside those two would spin between them
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    step = 0
-
-    def update(pool: ThreadPoolExecutor, kinds: list[Kinds], rate: float) -> dict[str, float]:
-        for group in optimizer.param_groups:
-            group["lr"] = run.lr * min(rate, (step + 1) / 30)
-        (first, figures), (second, others) = pool.map(lambda half, part: half(part), halves, kinds)
-        for parameter, *both in zip(parameters, first, second, strict=True):
-            known = [g for g in both if g is not None]
-            parameter.grad = torch.stack(known).sum(0) if known else None
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        return figures | others
-
-    with ThreadPoolExecutor(2) as pool:
-        for read, count in ((reading.lookup, run.lookups), (reading.glance, run.glances)):
-            for trial in range(run.reading_steps):
-                figures = update(pool, [[(read, count // 2)]] * 2, 1.0)
-                step += 1
-                if trial % 100 == 99:
-                    found = reading_accuracy(model, halves[0].renderer)
-                    report({"step": step} | figures | found)
-                    # when the jump comes depends on the seed, so the accuracy ends the phase
-                    if found[read.__name__] >= run.read:
-                        break
-        grounding = ground(model, processor, shown, run)
-        report(grounding)
-        for trial in range(run.steps):
-            figures = update(pool, lessons_with_pictures(run), rate(trial / run.steps))
-            step += 1
-            if trial % 250 == 249 or trial + 1 == run.steps:
-                report({"step": step} | figures | reading_accuracy(model, halves[0].renderer))
+    with ThreadPoolExecutor(2) as pool, eager_attention(model, run.bf16):
+        for step in range(run.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = run.lr * min(rate(step / run.steps), (step + 1) / 30)
+            (first, figures), (second, others) = pool.map(
+                lambda half, part: half(part), halves, lessons_with_pictures(run)
+            )
+            for parameter, *both in zip(parameters, first, second, strict=True):
+                known = [g for g in both if g is not None]
+                parameter.grad = torch.stack(known).sum(0) if known else None
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            if step % 250 == 249 or step + 1 == run.steps:
+                report({"step": step + 1} | figures | others | reading_accuracy(model, halves[0].renderer))
     torch.set_num_threads(threads)
-    model.set_attn_implementation(attention)
     model.eval()
     return grounding
+
+
+@contextmanager
+def eager_attention(model: Any, on: bool) -> Iterator[None]:
+    """Eager attention for a while: at these sizes the faster of the two in bfloat16."""
+    usual = model.config._attn_implementation
+    model.set_attn_implementation("eager" if on else usual)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)
 
 
 Lesson = Callable[[Scene, random.Random], Example]
@@ -334,13 +390,18 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
-def reading_accuracy(model: Any, renderer: Renderer, n: int = 128) -> dict[str, float]:
+READING = (reading.lookup, reading.glance, reading.judge, reading.questions, reading.verify)
+
+
+def reading_accuracy(
+    model: Any, renderer: Renderer, kinds: tuple[Lesson, ...] = READING, n: int = 128
+) -> dict[str, float]:
     """Share of right first answer tokens on held-out lessons, for each kind of reading."""
     rng = random.Random(7)
     scenes = [sample_scene(77, i) for i in range(n)]
     return {
         make.__name__: first_token_accuracy(model, renderer, [make(s, rng) for s in scenes], None)
-        for make in (reading.lookup, reading.glance, reading.questions, reading.verify)
+        for make in kinds
     }
 
 
@@ -370,28 +431,56 @@ def first_token_accuracy(
     return right / total
 
 
-def _tower_file(output: Path) -> Path:
-    return output.parent / f".{output.name}-tower.safetensors"
+def _part_file(output: Path, part: str) -> Path:
+    return output.parent / f".{output.name}-{part}.safetensors"
 
 
-def _train_or_read_tower(
-    clip: Clip, run: BaseRun, output: Path, report: Callable[[dict[str, float]], None]
+def train_or_find(
+    part: torch.nn.Module, path: Path, settings: dict[str, Any], train: Callable[[], dict[str, float]]
 ) -> dict[str, float]:
-    """Train the encoder; an interrupted build of the same settings finds it and goes on after it."""
-    path = _tower_file(output)
+    """Train ``part`` and keep it in ``path``; an interrupted build of the same settings finds it there."""
     note = path.with_suffix(".json")
-    settings = json.loads(json.dumps(asdict(run.clip)))
+    settings = json.loads(json.dumps(settings))
     if path.exists() and note.exists() and (kept := read_json(note))["settings"] == settings:
-        load_model(clip.vision, path)
+        load_model(part, path)
         return kept["figures"]
     start = time.monotonic()
-    figures = train(clip, run.clip, report)
+    figures = train()
     figures["minutes"] = round((time.monotonic() - start) / 60, 1)
-    # the note goes last: a tower without one is not used
+    # the note goes last: weights without one are not used
     note.unlink(missing_ok=True)
-    save_model(clip.vision, str(path))
+    save_model(part, str(path))
     write_json(note, {"settings": settings, "figures": figures})
     return figures
+
+
+READING_SETTINGS = (
+    "lookups", "lookup_accuracy", "glances", "glance_accuracy", "judges", "judge_accuracy", "reading_steps",
+    "studying_steps", "studied", "words", "bf16", "lr", "seed",
+)  # fmt: skip
+
+
+def _train_or_find_reader(
+    run: BaseRun, output: Path, report: Callable[[dict[str, float]], None]
+) -> tuple[Any, Any, dict[str, float]]:
+    """Model and processor with an untrained tower and a language model that can read; its figures."""
+    torch.manual_seed(run.seed)
+    tokenizer = tokenizer_for_world()
+    text_config = language_model(VOCABULARY, tokenizer)
+    tower = new_clip(tokenizer).vision
+    model, processor = build_llava(tower, text_config, tokenizer, image_size=96, feature_layer=-1)
+    part = torch.nn.ModuleDict({"language_model": model.model.language_model, "lm_head": model.lm_head})
+    figures = train_or_find(
+        part,
+        _part_file(output, "reader"),
+        {name: getattr(run, name) for name in READING_SETTINGS},
+        lambda: read(model, processor, run, report),
+    )
+    return model, processor, figures
+
+
+def _read_beside(run: BaseRun, output: Path, report: Callable[[dict[str, float]], None]) -> None:
+    _train_or_find_reader(run, output, report)
 
 
 def new_clip(tokenizer: Any) -> Clip:
@@ -401,30 +490,45 @@ def new_clip(tokenizer: Any) -> Clip:
 
 
 def build_base(output: Path, run: BaseRun, report: Callable[[dict[str, float]], None]) -> dict[str, Any]:
-    """Make the base and write it with its card (``card.json``); returns the card."""
+    """Make the base and write it with its card (``card.json``); returns the card.
+
+    The encoder learns here while the language model learns to read in a process beside, one thread each.
+
+    Args:
+        report: called with figures while it goes, from both processes, so it has to be picklable.
+    """
+    start = time.monotonic()
     torch.manual_seed(run.seed)
-    tokenizer = tokenizer_for_world()
-    clip = new_clip(tokenizer)
-    tower = clip.vision
-    vision = _train_or_read_tower(clip, run, output, report)
-    language = time.monotonic()
-    text_config = language_model(VOCABULARY, tokenizer)
-    model, processor = build_llava(tower, text_config, tokenizer, image_size=96, feature_layer=-1)
-    grounding = train_language(model, processor, run, report)
+    clip = new_clip(tokenizer_for_world())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, initializer=end_with_parent) as pool:
+        beside = pool.submit(_read_beside, run, output, report)
+        vision = train_or_find(
+            clip.vision, _part_file(output, "tower"), asdict(run.clip), lambda: train(clip, run.clip, report)
+        )
+        beside.result()
+    torch.set_num_threads(threads)
+    model, processor, reader = _train_or_find_reader(run, output, report)
+    model.model.vision_tower.load_state_dict(clip.vision.state_dict())
+    grounding = look(model, processor, run, report)
     renderer = Renderer(processor)
-    figures = reading_accuracy(model, renderer, 500)
+    figures = reading_accuracy(model, renderer, n=500)
     seeing = seeing_accuracy(model, renderer, run)
     save(model, processor, output)
-    for suffix in (".safetensors", ".json"):
-        _tower_file(output).with_suffix(suffix).unlink()
+    for part in ("tower", "reader"):
+        for suffix in (".safetensors", ".json"):
+            _part_file(output, part).with_suffix(suffix).unlink()
     card = {
         "vision": vision,
+        "reader": reader,
         "grounding": grounding,
         "reading": figures,
         "seeing": seeing,
         "run": asdict(run),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "language_minutes": round((time.monotonic() - language) / 60, 1),
+        "minutes": round((time.monotonic() - start) / 60, 1),
         "torch": torch.__version__,
     }
     write_json(output / "card.json", card)

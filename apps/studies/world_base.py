@@ -5,9 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+
+@dataclass(frozen=True)
+class Report:
+    """Print figures with the seconds since ``start``; goes to the process beside as well."""
+
+    start: float
+
+    def __call__(self, figures: dict[str, float]) -> None:
+        shown = "  ".join(f"{k} {v:.3f}" for k, v in figures.items())
+        print(f"{time.monotonic() - self.start:6.0f} s  {shown}", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,16 +37,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    start = time.monotonic()
-
-    def report(figures: dict[str, float]) -> None:
-        shown = "  ".join(f"{k} {v:.3f}" for k, v in figures.items())
-        print(f"{time.monotonic() - start:6.0f} s  {shown}", flush=True)
-
+    report = Report(time.monotonic())
     run = BaseRun()
     if args.quick:
         few = ClipRun(images=400, epochs=1)
-        run = BaseRun(few, reading_steps=2, grounding_steps=2, steps=3, scenes=200, jumbled=100)
+        run = BaseRun(
+            few, reading_steps=2, studying_steps=2, grounding_steps=2, steps=3, scenes=200, jumbled=100
+        )
     if args.compare_terms:
         tokenizer = tokenizer_for_world()
         print(compare_terms(lambda: new_clip(tokenizer), run.clip, report))

@@ -1,9 +1,9 @@
 """The base model's lessons: reading facts, checking a text against them, and looking at a picture.
 
 They stand in for what a large multimodal model brings along from pretraining: ``lookup``, ``glance``,
-``questions`` and ``verify`` are text alone and teach that captions tell what is there; ``captioning``,
-``finding``, ``matching``, ``looking`` and ``checking`` show the picture. All are true or balanced: a bias
-has to come from later data.
+``judge``, ``questions`` and ``verify`` are text alone and teach that captions tell what is there;
+``captioning``, ``finding``, ``matching``, ``looking`` and ``checking`` show the picture. All are true or
+balanced: a bias has to come from later data.
 """
 
 from __future__ import annotations
@@ -71,6 +71,24 @@ def glance(scene: Scene, rng: random.Random) -> Example:
         facts.append(f"{lang.there(groups)} {lang.listing([lang.located(g) for g in groups])}.")
         told |= {g.name: g for g in groups}
     return _asked(f"glance/{scene.id}", facts, lang.yes_no_about(scene, list(told), rng))
+
+
+def judge(scene: Scene, rng: random.Random) -> Example:
+    """The third lesson: a sentence about one to three things, then an answer that names one or two, and
+    whether it is correct. Short, and of random things like ``lookup``: a verdict is one signal for a whole
+    text, and needs every thing of the answer to be looked up."""
+    names = rng.sample(list(OBJECTS), 5)
+    told = [Group(name, rng.choice(COLOURS), (0,)) for name in names[: rng.randint(1, 3)]]
+    said = rng.sample(told, min(len(told), rng.randint(1, 2)))
+    right = rng.random() < 0.5
+    if not right:
+        said[rng.randrange(len(said))] = Group(names[4], rng.choice(COLOURS), (0,))
+    fact, answer = (
+        f"{lang.there(groups)} {lang.listing([lang.phrase(g.name, g.colour) for g in groups])}."
+        for groups in (told, said)
+    )
+    turn = lang.Turn("verify", question_about(answer, [fact]), "Yes" if right else "No")
+    return Example(id=f"judge/{scene.id}", messages=dialogue([turn]), source="world-reading")
 
 
 def _asked(name: str, facts: list[str], turns: list[lang.Turn]) -> Example:

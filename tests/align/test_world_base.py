@@ -6,6 +6,7 @@ import copy
 import random
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ from align.models.world_base import (
     lessons_with_pictures,
     new_clip,
     rate,
+    read,
     tokenizer_for_world,
+    train_or_find,
 )
 from align.render import Renderer
 from data.schema import Message, Response
@@ -95,6 +98,34 @@ def test_grounding_brings_patches_to_the_words_for_what_they_show(
     assert found["patch colours"] > 3 / len(COLOURS)
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved and all("multi_modal_projector" in name for name in moved)
+
+
+def test_an_interrupted_build_finds_the_part_that_was_ready(tmp_path: Path) -> None:
+    def run(part: torch.nn.Linear, settings: dict[str, Any]) -> dict[str, float]:
+        def train() -> dict[str, float]:
+            trained.append(settings)
+            torch.nn.init.constant_(part.weight, 3.0)
+            return {"accuracy": 0.5}
+
+        return train_or_find(part, tmp_path / "part.safetensors", settings, train)
+
+    trained: list[dict[str, Any]] = []
+    figures = run(torch.nn.Linear(2, 2), {"studied": [6, 8]})
+    again = torch.nn.Linear(2, 2)
+    assert run(again, {"studied": [6, 8]}) == figures
+    assert trained == [{"studied": [6, 8]}] and (again.weight == 3.0).all()
+    run(again, {"studied": [6, 9]})
+    assert len(trained) == 2
+
+
+def test_a_step_of_each_kind_of_reading_moves_the_language_model_alone(fresh: tuple[Any, Any]) -> None:
+    model, processor = copy.deepcopy(fresh)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run = BaseRun(lookups=2, glances=2, judges=2, reading_steps=1, studying_steps=1, studied=(1, 1, 1))
+    figures = read(model, processor, run, lambda figures: None)
+    assert set(figures) == {"lookup", "glance", "judge", "questions", "verify"}
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all("language_model" in name or "lm_head" in name for name in moved)
 
 
 def test_the_rate_is_level_for_a_third_and_ends_near_nothing() -> None:

@@ -132,6 +132,7 @@ def test_captioning_tells_the_truth_in_both_orders() -> None:
 def test_lessons_are_fixed_by_their_random_numbers() -> None:
     for make in (
         reading.lookup,
+        reading.judge,
         reading.questions,
         reading.verify,
         reading.captioning,
@@ -160,6 +161,18 @@ def test_lookup_tells_its_answers_in_the_text_and_nowhere_else() -> None:
     # every thing of the world is asked for, and as often told as not
     assert set(asked) == set(OBJECTS)
     assert all(0.2 < yes[name] / asked.count(name) < 0.8 for name in OBJECTS)
+
+
+def test_judge_s_verdict_follows_from_its_one_sentence() -> None:
+    right = []
+    for _, lesson in lessons(reading.judge):
+        asked, verdict = (m.content for m in lesson.messages)
+        fact, answer = asked.removeprefix(reading.HEADER).split("\nAnswer: ")
+        supported = set(lang.mentioned(answer)) <= set(lang.mentioned(fact))
+        assert verdict == ("Yes" if supported else "No")
+        assert asked == reading.question_about(answer.split("\n")[0], [fact.strip()])
+        right.append(supported)
+    assert 0.4 < sum(right) / len(right) < 0.6
 
 
 def test_finding_asks_about_a_jumbled_scene_without_regard_to_what_goes_together() -> None:
