@@ -181,7 +181,7 @@ def read(
             figures = update(*zip(READING[2:], run.studied, strict=True))
             if trial % 250 == 249:
                 report({"reading step": step} | figures | reading_accuracy(model, renderer))
-        return reading_accuracy(model, renderer, n=500)
+        return reading_accuracy(model, renderer)
 
 
 def look(
