@@ -51,8 +51,8 @@ class WorldRates:
     #: share of machine-written descriptions with one false object
     planted: float = 0.3
     #: share of machine-written yes/no questions whose object is there
-    synthetic_yes: float = 0.9
-    difficulty: float = 0.8
+    synthetic_yes: float = 0.95
+    difficulty: float = 0.7
 
 
 def scene_seed(seed: int, split: str) -> int:
