@@ -66,6 +66,10 @@ QUICK = Scale(
 )
 
 
+#: a seed of a study: a little less than the demo, for eight of them to take an hour and a half
+STUDY = Scale(pairs=3600, pope_images=200)
+
+
 def claim(folder: Path, name: str, wanted: Mapping[str, Any]) -> None:
     """Take ``folder`` for a run of these settings, or check that it was taken for the same.
 
@@ -195,9 +199,9 @@ def chain(
     return [*built.start(), *(step for arm in arms for step in built.arm(arm))]
 
 
-def scale_of(quick: bool, **settings: Any) -> tuple[Scale, dict[str, Any]]:
+def scale_of(quick: bool, full: Scale = Scale(), **settings: Any) -> tuple[Scale, dict[str, Any]]:
     """The sizes of a quick or a full run, and what its output folder is claimed for."""
-    scale = QUICK if quick else Scale()
+    scale = QUICK if quick else full
     return scale, {**settings, **asdict(scale), "shipped": shipped()}
 
 

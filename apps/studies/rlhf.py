@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apps.chain import Scale, alone_in, chain, claim, scale_of
+from apps.chain import STUDY, Scale, alone_in, chain, claim, scale_of
 from apps.demo import PUBLISHED, REWARDS, status_of
 from apps.gates import passes, read_report
 from apps.paired import DECODING, MODELS, descriptions
@@ -252,7 +252,7 @@ def follower(write: Callable[[Status], str]) -> Callable[[Progress], None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or continue the study; returns the exit status."""
     args = parse("align study rlhf", argv, "runs/study-rlhf", seeds=8, first=100)
-    scale, wanted = scale_of(args.quick, study="rlhf")
+    scale, wanted = scale_of(args.quick, STUDY, study="rlhf")
     claim(args.output, "study.json", wanted)
 
     def write(status: Status) -> str:

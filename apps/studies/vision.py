@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apps.chain import Scale, alone_in, chain, claim, scale_of
+from apps.chain import STUDY, Scale, alone_in, chain, claim, scale_of
 from apps.gates import read_report
 from apps.scheduler import Step, run_steps
 from apps.studies.figures import FIGURES, as_markdown, number, over_seeds
@@ -189,7 +189,7 @@ def _writable(found: Any) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or continue the study; returns the exit status."""
     args = parse("align study vision", argv, "runs/study-vision", seeds=2, first=200)
-    scale, wanted = scale_of(args.quick, study="vision")
+    scale, wanted = scale_of(args.quick, STUDY, study="vision")
     claim(args.output, "study.json", wanted)
     levels = LEVELS[:2] if args.quick else LEVELS
 
