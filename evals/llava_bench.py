@@ -1,0 +1,252 @@
+"""LLaVA-Bench (Liu et al. 2023): a judge rates a reference answer and the model's; their ratio is the score.
+
+The judge reads what a text can tell of the image (captions, boxes), the question and both answers, and
+starts its reply with two numbers from 1 to 10. ``official`` counts a reply without them as -1 and -1, as
+LLaVA's own scripts do; ``strict`` leaves it out and says how many there were.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from data.formats.base import by_row, inside, need
+from data.jsonl import DataError
+from data.schema import Image, Verdict
+from evals import metrics
+from evals.journal import content_hash
+from evals.judges import Judge, JudgeRequest
+from evals.runner import EvalItem, Scored, check_ids
+
+T = TypeVar("T")
+CATEGORIES = ("conv", "detail", "complex")
+
+PROMPT = """\
+Two programs were asked a question about a picture. You cannot see the picture; what follows describes it, \
+and you may take it as true.
+
+{context}
+
+Question: {question}
+
+First answer: {reference}
+
+Second answer: {response}
+
+Rate each answer from 1 to 10 for being helpful, to the point, accurate and detailed about this picture. \
+What the description contradicts, or gives no ground for, counts against an answer. The order in which the \
+answers stand must not matter. Start with one line that holds the two ratings only, the first answer's and \
+then the second's, with a blank between them. Then explain them.
+"""
+
+
+_PLACE = re.compile(r"\{(context|question|reference|response)\}")
+
+
+@dataclass(frozen=True)
+class BenchItem:
+    """One question with its reference answer and what is known of its picture."""
+
+    id: str
+    image: str
+    question: str
+    category: str
+    reference: str
+    context: str
+
+    def prompt(self, response: str) -> str:
+        """The judge's prompt. Values are put in once; braces in them mean nothing."""
+        values = {
+            "context": self.context,
+            "question": self.question,
+            "reference": self.reference,
+            "response": response,
+        }
+        return _PLACE.sub(lambda match: values[match[1]], PROMPT)
+
+
+def scores_official(text: str) -> tuple[float, float] | None:
+    """The two numbers of the first line (blanks or a comma between them), or None."""
+    parts = text.split("\n")[0].replace(",", " ").split()
+    if len(parts) != 2:
+        return None
+    try:
+        first, second = float(parts[0]), float(parts[1])
+    except ValueError:
+        return None
+    return (first, second) if np.isfinite([first, second]).all() else None
+
+
+def scores_strict(text: str) -> tuple[float, float] | None:
+    """The same, and both from 1 to 10."""
+    found = scores_official(text)
+    return found if found and all(1 <= score <= 10 for score in found) else None
+
+
+RULES = {"official": scores_official, "strict": scores_strict}
+
+
+def relative(sums: metrics.Floats) -> metrics.Floats:
+    """Percentage of the model's sum over the reference's, from sums (..., 2)."""
+    return 100 * metrics.divide(sums[..., 0], sums[..., 1])
+
+
+@dataclass(frozen=True)
+class LlavaBenchBenchmark:
+    """The questions with their judge; without one they are asked and not rated."""
+
+    questions: tuple[BenchItem, ...]
+    judge: Judge | None
+    prefix: str = ""
+    name: str = "llava_bench"
+    n_boot: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.questions:
+            raise DataError("no questions", key=self.name, mend="give a file with questions")
+
+    @property
+    def items(self) -> list[EvalItem]:
+        folder = f"{self.prefix.rstrip('/')}/" if self.prefix else ""
+        return [EvalItem(q.id, Image(id=q.image, path=folder + q.image), q.question) for q in self.questions]
+
+    def score(self, responses: Mapping[str, str]) -> Scored:
+        """Relative score in percent, overall and by category, under both rules, with intervals."""
+        check_ids(f"{self.name}: responses", (q.id for q in self.questions), responses)
+        truth = [[q.id, q.image, q.question, q.category, q.reference, q.context] for q in self.questions]
+        head: dict[str, Any] = {"n": len(self.questions), "sha256": content_hash(truth)}
+        if self.judge is None:
+            return Scored(head | {"judge": None}, [])
+        requests = self.requests(responses)
+        said = self.judge.judge(requests)
+        check_ids(f"{self.name}: verdicts of {self.judge.name}", (r.id for r in requests), said)
+        result = head | {"judge": self.judge.name, "prompt_sha256": content_hash(PROMPT)}
+        for rule, parse in RULES.items():
+            found = {name: parse(text) for name, text in said.items()}
+            unrated = sorted(name for name, scores in found.items() if scores is None)
+            if rule == "official":
+                kept = {name: scores or (-1.0, -1.0) for name, scores in found.items()}
+            else:
+                kept = {name: scores for name, scores in found.items() if scores is not None}
+            result[rule] = self._figures(kept) | {"unrated": unrated}
+        return Scored(result, self._verdicts(responses, said))
+
+    def requests(self, responses: Mapping[str, str]) -> list[JudgeRequest]:
+        """What the judge is asked."""
+        return [
+            JudgeRequest(
+                id=q.id,
+                image=q.image,
+                question=q.question,
+                response=responses[q.id],
+                reference=q.reference,
+                objects=(),
+                prompt=q.prompt(responses[q.id]),
+            )
+            for q in self.questions
+        ]
+
+    def _figures(self, scores: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+        def figure(items: list[BenchItem]) -> dict[str, Any]:
+            table = np.array([[scores[q.id][1], scores[q.id][0]] for q in items], dtype=float)
+            found = metrics.bootstrap(table, relative, n_boot=self.n_boot, seed=self.seed).as_dict()
+            means = {"model": float(table[:, 0].mean()), "reference": float(table[:, 1].mean())}
+            return {"relative": found, "means": means}
+
+        rated = [q for q in self.questions if q.id in scores]
+        if not rated:
+            return {"relative": None, "by_category": {}}
+        order = {kind: place for place, kind in enumerate(CATEGORIES)}
+        kinds = sorted({q.category for q in rated}, key=lambda kind: (order.get(kind, len(order)), kind))
+        of_kind = {kind: figure([q for q in rated if q.category == kind]) for kind in kinds}
+        return figure(rated) | {"by_category": of_kind}
+
+    def _verdicts(self, responses: Mapping[str, str], said: Mapping[str, str]) -> list[Verdict]:
+        assert self.judge is not None
+        verdicts = []
+        for q in self.questions:
+            scores = scores_strict(said[q.id])
+            verdicts.append(
+                Verdict(
+                    id=q.id,
+                    image=q.image,
+                    question=q.question,
+                    response=responses[q.id],
+                    label="unrated" if scores is None else q.category,
+                    score=None if scores is None else scores[1],
+                    judge=self.judge.name,
+                    reason=said[q.id],
+                    meta={"category": q.category, "reference": None if scores is None else scores[0]},
+                )
+            )
+        return verdicts
+
+
+def read_questions(
+    questions: str | Path, references: str | Path, context: str | Path, *, limit: int | None = None
+) -> tuple[BenchItem, ...]:
+    """LLaVA-Bench from its JSON lines.
+
+    Args:
+        questions: ``question_id, image, text, category``. references: ``question_id, text``.
+        context: ``image`` with ``captions`` and ``instances`` (COCO), or ``caption`` (in the wild).
+
+    Raises:
+        DataError: a bad row, a question that stands twice, or one without reference or context.
+    """
+    told = dict(_read(context, lambda row: (need(row, "image", str), _context(row))))
+    known = dict(_read(references, lambda row: (_number(row), need(row, "text", str))))
+
+    def parse(row: dict[str, Any]) -> BenchItem:
+        number, image = _number(row), need(row, "image", str)
+        inside(image, "image")
+        for what, where, key, file in (
+            ("reference answer", known, number, references),
+            ("context", told, image, context),
+        ):
+            if key not in where:
+                mend = f"add it to {file}, or take the question out"
+                raise DataError(f"question {number} has no {what}", key="question_id", mend=mend)
+        return BenchItem(
+            id=number,
+            image=image,
+            question=need(row, "text", str),
+            category=need(row, "category", str),
+            reference=known[number],
+            context=told[image],
+        )
+
+    items = _read(questions, parse)[:limit]
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            rule = f"question {item.id} stands twice"
+            raise DataError(rule, file=str(questions), key="question_id", mend="keep one")
+        seen.add(item.id)
+    return tuple(items)
+
+
+def _number(row: dict[str, Any]) -> str:
+    return str(need(row, "question_id", (int, str)))
+
+
+def _read(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> list[T]:
+    found = []
+    for _, got in by_row(lambda _, row: parse(row))(path):
+        if isinstance(got, DataError):
+            raise got
+        found.append(got)
+    return found
+
+
+def _context(row: dict[str, Any]) -> str:
+    if "caption" in row:
+        return need(row, "caption", str)
+    boxes = [f"{need(box, 'category', str)}: {need(box, 'bbox', list)}" for box in row.get("instances", [])]
+    return "\n".join([*row.get("captions", []), *boxes])

@@ -1,0 +1,283 @@
+"""MMBench (Liu et al. 2023): multiple choice under CircularEval, right only if right in every rotation.
+
+A question with n options is asked n times, its options moved on by one each time, so that a model that
+always says "A" scores nothing. ``official`` reads a letter as the benchmark's own heuristics do (without
+their last resort, a language model); ``strict`` wants the letter first, or the option's text alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.jsonl import DataError
+from data.schema import Image, Verdict
+from evals import metrics
+from evals.journal import content_hash
+from evals.runner import EvalItem, Scored, check_ids
+
+LETTERS = "ABCDEFGH"
+_PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One question with its options in the file's order."""
+
+    id: str
+    question: str
+    options: tuple[str, ...]
+    #: index of the right option
+    answer: int
+    category: str = ""
+    hint: str = ""
+    image: Image | None = field(default=None, repr=False)
+
+    def rotated(self, by: int) -> tuple[tuple[str, ...], str]:
+        """The options moved on by ``by`` places, and the letter that is then right."""
+        n = len(self.options)
+        options = tuple(self.options[(k + by) % n] for k in range(n))
+        return options, LETTERS[(self.answer - by) % n]
+
+    def prompt(self, by: int) -> str:
+        """The question as a model is asked it, in our own wording."""
+        options = "\n".join(f"{LETTERS[k]}. {text}" for k, text in enumerate(self.rotated(by)[0]))
+        hint = f"{self.hint}\n" if self.hint else ""
+        return f"{hint}{self.question}\n{options}\nAnswer with the letter of the right option."
+
+
+def letter_official(text: str, options: Sequence[str]) -> str | None:
+    """The letter that an answer gives by the official heuristics, or None (counted as wrong).
+
+    Punctuation becomes blanks; if exactly one option's letter stands as a word of its own it is the answer,
+    unless an "A" stands in more than three words (it may be an article). Else the one option whose text the
+    answer contains, in lower case.
+    """
+    letters = LETTERS[: len(options)]
+    words = text.translate(_PUNCTUATION).split()
+    found = [letter for letter in letters if letter in words]
+    if len(found) == 1 and not ("A" in words and len(words) > 3):
+        return found[0]
+    low = text.lower()
+    held = [letter for letter, option in zip(letters, options) if option.lower() in low]
+    return held[0] if len(held) == 1 else None
+
+
+_FIRST = re.compile(
+    r"\W*(?i:(?:the |my )?(?:correct |right )?(?:answer|option)(?: is)?\W*)?([A-H])(.*)", re.DOTALL
+)
+
+
+def letter_strict(text: str, options: Sequence[str]) -> str | None:
+    """The letter that an answer starts with, alone, with punctuation or its own option after it; or the
+    letter of the option whose text is the whole answer. Else None: "B or C" and "A dog" give no letter."""
+    letters = LETTERS[: len(options)]
+    if (match := _FIRST.match(text)) and match[1] in letters:
+        option, rest = options[letters.index(match[1])].lower(), match[2]
+        if not rest.strip() or rest[0] in ".):," or rest.lower().startswith(f" {option}"):
+            return match[1]
+        return None
+    plain = text.strip().strip(".").lower()
+    same = [letter for letter, option in zip(letters, options) if option.strip().strip(".").lower() == plain]
+    return same[0] if len(same) == 1 else None
+
+
+RULES: dict[str, Callable[[str, Sequence[str]], str | None]] = {
+    "official": letter_official,
+    "strict": letter_strict,
+}
+
+
+@dataclass(frozen=True)
+class MmbenchBenchmark:
+    """The questions in all their rotations; ids are ``<question>/<rotation>``."""
+
+    questions: tuple[Choice, ...]
+    name: str = "mmbench"
+    n_boot: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.questions:
+            raise DataError("no questions", key=self.name, mend="give a file with questions")
+
+    @property
+    def items(self) -> list[EvalItem]:
+        return [
+            EvalItem(f"{q.id}/{by}", q.image or Image(id=q.id, path=f"{q.id}.jpg"), q.prompt(by))
+            for q in self.questions
+            for by in range(len(q.options))
+        ]
+
+    def score(self, responses: Mapping[str, str]) -> Scored:
+        """Circular accuracy, and that of the file's own order alone, under both rules, with intervals.
+
+        By category too. An answer without a letter is wrong and counted in ``unparsed``. DataError unless
+        every rotation has a response.
+        """
+        check_ids(f"{self.name}: responses", (item.id for item in self.items), responses)
+        truth = [[q.id, q.question, q.hint, list(q.options), q.answer, q.category] for q in self.questions]
+        result: dict[str, Any] = {"n": len(self.questions), "sha256": content_hash(truth)}
+        verdicts: list[Verdict] = []
+        for rule in RULES:
+            right = self._right(responses, rule)
+            said = self._said(responses, rule)
+            result[rule] = self._figures(right) | {
+                "unparsed": sum(letter is None for letter in said.values()),
+                "by_category": {
+                    category: self._figures(
+                        {q.id: right[q.id] for q in self.questions if q.category == category}
+                    )
+                    for category in sorted({q.category for q in self.questions if q.category})
+                },
+            }
+            verdicts += self._verdicts(responses, said, rule)
+        return Scored(result, verdicts)
+
+    def compare(
+        self, responses_a: Mapping[str, str], responses_b: Mapping[str, str], rule: str = "official"
+    ) -> dict[str, Any]:
+        """a − b in circular accuracy, paired by question, with McNemar's test."""
+        for responses in (responses_a, responses_b):
+            check_ids(f"{self.name}: responses", (item.id for item in self.items), responses)
+        a, b = (
+            np.array([all(r) for r in self._right(responses, rule).values()], dtype=float)
+            for responses in (responses_a, responses_b)
+        )
+        difference = metrics.paired_difference(
+            metrics.mean_columns(a),
+            metrics.mean_columns(b),
+            metrics.ratio,
+            n_boot=self.n_boot,
+            seed=self.seed,
+        )
+        test = metrics.mcnemar_exact(a, b)
+        return {"rule": rule, "circular": difference.as_dict(), "mcnemar": asdict(test)}
+
+    def _said(self, responses: Mapping[str, str], rule: str) -> dict[str, str | None]:
+        return {
+            f"{q.id}/{by}": RULES[rule](responses[f"{q.id}/{by}"], q.rotated(by)[0])
+            for q in self.questions
+            for by in range(len(q.options))
+        }
+
+    def _right(self, responses: Mapping[str, str], rule: str) -> dict[str, list[bool]]:
+        said = self._said(responses, rule)
+        return {
+            q.id: [said[f"{q.id}/{by}"] == q.rotated(by)[1] for by in range(len(q.options))]
+            for q in self.questions
+        }
+
+    def _figures(self, right: Mapping[str, list[bool]]) -> dict[str, Any]:
+        options: dict[str, Any] = {"n_boot": self.n_boot, "seed": self.seed}
+        return {
+            "circular": metrics.mean_interval([all(r) for r in right.values()], **options).as_dict(),
+            "vanilla": metrics.mean_interval([r[0] for r in right.values()], **options).as_dict(),
+        }
+
+    def _verdicts(
+        self, responses: Mapping[str, str], said: Mapping[str, str | None], rule: str
+    ) -> list[Verdict]:
+        return [
+            Verdict(
+                id=(name := f"{q.id}/{by}"),
+                image=q.image.id if q.image else q.id,
+                question=q.prompt(by),
+                response=responses[name],
+                label=said[name] or "unparsed",
+                score=float(said[name] == q.rotated(by)[1]),
+                judge=f"{self.name}/{rule}",
+                meta={"truth": q.rotated(by)[1], "category": q.category},
+            )
+            for q in self.questions
+            for by in range(len(q.options))
+        ]
+
+
+def read_questions(path: str | Path, *, limit: int | None = None) -> tuple[Choice, ...]:
+    """MMBench's TSV: ``index question hint A B C D answer category image`` (the picture as base64).
+
+    A row may leave its picture out where an earlier one has it: then ``image`` holds that one's index.
+
+    Raises:
+        DataError: with the line, for a missing column, fewer than two options, an answer that is none of
+            them, an index that stands twice, or a picture that is not base64.
+    """
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    found: dict[str, Choice] = {}
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t")
+            need = {"index", "question", "A", "B", "answer"}
+            if missing := sorted(need - set(reader.fieldnames or ())):
+                mend = f"give MMBench's TSV, with {', '.join(sorted(need))}"
+                raise DataError(f"no column {missing[0]!r}", file=str(path), line=1, mend=mend)
+            for row in reader:
+                if limit is not None and len(found) == limit:
+                    break
+                try:
+                    choice = _choice(row, found)
+                except DataError as error:
+                    line = reader.line_num
+                    raise DataError(
+                        error.rule, file=str(path), line=line, key=error.key, mend=error.mend
+                    ) from None
+                found[choice.id] = choice
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", file=str(path), mend="check the path") from None
+    except UnicodeDecodeError as error:
+        rule = f"not UTF-8 (byte {error.start})"
+        raise DataError(rule, file=str(path), mend="save the file as UTF-8") from None
+    except csv.Error as error:
+        raise DataError(f"not a TSV file ({error})", file=str(path), mend="give MMBench's TSV") from None
+    return tuple(found.values())
+
+
+def _choice(row: Mapping[str, str | None], known: Mapping[str, Choice]) -> Choice:
+    name = (row["index"] or "").strip()
+    if not name or name in known:
+        rule = "the index is empty" if not name else f"index {name} stands twice"
+        raise DataError(rule, key="index", mend="give each question its own index")
+    options = []
+    for letter in LETTERS:
+        text = (row.get(letter) or "").strip()
+        if not text or text.lower() == "nan":
+            break
+        options.append(text)
+    if len(options) < 2:
+        raise DataError(f"{len(options)} options", key="A", mend="give at least A and B")
+    answer = (row["answer"] or "").strip()
+    if answer not in LETTERS[: len(options)] or len(answer) != 1:
+        mend = f"use one of {', '.join(LETTERS[: len(options)])}"
+        raise DataError(f"answer {answer!r} is none of the options", key="answer", mend=mend)
+    hint = (row.get("hint") or "").strip()
+    return Choice(
+        id=name,
+        question=(row["question"] or "").strip(),
+        options=tuple(options),
+        answer=LETTERS.index(answer),
+        category=(row.get("category") or "").strip(),
+        hint="" if hint.lower() == "nan" else hint,
+        image=_image(name, (row.get("image") or "").strip(), known),
+    )
+
+
+def _image(name: str, text: str, known: Mapping[str, Choice]) -> Image | None:
+    if not text:
+        return None
+    if text in known:
+        return known[text].image
+    try:
+        return Image(id=name, data=base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError):
+        rule = "the picture is not base64, nor the index of an earlier question"
+        raise DataError(rule, key="image", mend="give the encoded file's bytes as base64") from None
