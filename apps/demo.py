@@ -163,8 +163,8 @@ def main_table(found: Mapping[str, dict[str, Any]]) -> Table:
             interval_from(pope["overall"]["strict"]["f1"]),
             sum(split["strict"]["counts"]["unparsed"] for split in splits),
             yes_ratio(pope),
-            interval_from(mmhal["score"]),
-            interval_from(mmhal["hallucination_rate"]),
+            interval_from(mmhal["official"]["score"]),
+            interval_from(mmhal["official"]["hallucination_rate"]),
         ])  # fmt: skip
     ours = len(rows)
     for name, (f1, score) in PUBLISHED.items():

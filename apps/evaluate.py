@@ -274,9 +274,15 @@ def provenance(found: Mapping[str, Any]) -> str:
     asked = f"n = {found['n']}; file sha256 {found['sha256']}."
     if found["judge"] is None:
         return asked
-    prompt, unrated = found["prompt"], len(found["unrated"])
+    prompt = found["prompt"]
     judged = f"Judge: {found['judge']}; prompt (for a judge that reads one): {prompt['name']}, sha256 "
-    return f"{asked} {judged}{prompt['sha256']}. Unrated, counted as 0: {unrated}."
+    counts = [
+        f"without a readable rating: {len(found['official']['unrated'])} (official rule, counted as 0), "
+        f"{len(found['strict']['unrated'])} (strict rule, left out)",
+        f"without any verdict: {len(found['unjudged'])}",
+        f"responses that themselves hold a rating: {len(found['steering'])}",
+    ]
+    return f"{asked} {judged}{prompt['sha256']}. Answers {'; '.join(counts)}."
 
 
 def intervals(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -31,15 +31,19 @@ class JudgeRequest:
     objects: tuple[str, ...]
     #: the whole text for a judge that reads a prompt
     prompt: str
+    #: a further asking of the same, to see how steady the judge is
+    repeat: int = 0
 
     @property
     def key(self) -> str:
         """Hash of everything but the id: equal questions need one verdict only."""
-        return content_hash({k: v for k, v in asdict(self).items() if k != "id"})
+        # a first asking is hashed as before there were repeats, so that old caches stay good
+        left_out = {"id"} if self.repeat else {"id", "repeat"}
+        return content_hash({k: v for k, v in asdict(self).items() if k not in left_out})
 
 
 class Judge(Protocol):
-    """Answers requests: id -> the judge's words, exactly one entry for each request."""
+    """Answers requests: id -> the judge's words. A request that got none has no entry, and is counted."""
 
     @property
     def name(self) -> str: ...
@@ -75,23 +79,24 @@ class CachedJudge:
         return self.inner.name
 
     def judge(self, requests: Sequence[JudgeRequest]) -> dict[str, str]:
-        """Cached words where there are any; the rest is asked and written chunk by chunk."""
+        """Cached words where there are any; the rest is asked and written chunk by chunk.
+
+        A failure is not kept: the next run asks again.
+        """
         new = {request.key: request for request in requests if request.key not in self._known}
         todo = list(new.items())
         for start in range(0, len(todo), self.chunk):
             part = todo[start : start + self.chunk]
             said = self.inner.judge([request for _, request in part])
-            missing = [request.id for _, request in part if not isinstance(said.get(request.id), str)]
-            if missing:
-                rule = f"judge {self.name!r} gave no text for {missing[0]!r}"
-                raise DataError(rule, mend="make it answer each request")
+            given = {key: said[request.id] for key, request in part if isinstance(said.get(request.id), str)}
             self.journal.add(
-                {"judge": self.name, "key": key, "id": request.id, "text": said[request.id]}
+                {"judge": self.name, "key": key, "id": request.id, "text": given[key]}
                 for key, request in part
+                if key in given
             )
-            self._known |= {key: said[request.id] for key, request in part}
+            self._known |= given
             self.asked += len(part)
-        return {request.id: self._known[request.key] for request in requests}
+        return {r.id: self._known[r.key] for r in requests if r.key in self._known}
 
 
 class RecordedJudge:

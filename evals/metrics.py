@@ -8,7 +8,7 @@ their columns, apply the function. Seeds make every interval reproducible.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -302,3 +302,40 @@ def _weighted(sums: Floats, size: int) -> tuple[Floats, Floats]:
     means = np.nan_to_num(divide(cube[..., 1:, :], counts[..., None, :]))
     total = divide((means * weights[..., None, None, :]).sum(axis=-1), weights.sum(axis=-1)[..., None, None])
     return total[..., 0, :], total[..., 1, :]
+
+
+#: two-sided 95 % quantiles of Student's t for 1 to 15 degrees of freedom
+T95 = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
+    2.2010, 2.1788, 2.1604, 2.1448, 2.1314,
+)  # fmt: skip
+#: the same of the normal distribution
+Z95 = 1.959964
+
+
+def t95(degrees: int) -> float:
+    """Two-sided 95 % quantile of Student's t.
+
+    Beyond the table: Fisher and Cornish's expansion in 1/degrees (Abramowitz and Stegun, 26.7.5).
+    """
+    if degrees <= len(T95):
+        return T95[degrees - 1]
+    z = Z95
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / degrees + second / degrees**2 + third / degrees**3
+
+
+def t_interval(values: Iterable[float]) -> Interval:
+    """Mean of a few independent values (one a seed, say) with Student's t interval (95 %).
+
+    Undefined values (NaN) are left out, and ``n`` says so. One value has no interval.
+    """
+    x = np.asarray([v for v in values if math.isfinite(v)], float)
+    n = len(x)
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    half = t95(n - 1) * float(x.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    mean = float(x.mean())
+    return Interval(mean, mean - half, mean + half, n)

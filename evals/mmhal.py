@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
+
+import numpy as np
 
 from data.formats.base import build, named_image
 from data.formats.mmhal import MmhalItem
@@ -22,7 +24,7 @@ from data.schema import Image, Verdict
 from evals import metrics
 from evals.journal import content_hash, file_hash
 from evals.judges import Judge, JudgeRequest
-from evals.parse import rating_official
+from evals.parse import RATING_RULES, rating_official, ratings_found
 from evals.runner import EvalItem, Scored, check_ids
 
 #: question types in the official file's order (an item's type is its index mod 8)
@@ -111,6 +113,7 @@ class MmhalBenchmark:
     name: str = "mmhal"
     n_boot: int = 1000
     seed: int = 0
+    repeats: int = 1
     images: str | Path | None = None
     #: where the questions were read, for messages
     file: str | None = None
@@ -148,34 +151,33 @@ class MmhalBenchmark:
     def score(self, responses: Mapping[str, str]) -> Scored:
         """Mean rating, hallucination rate (share under 3), and both per type; no figures without a judge.
 
-        A judge's text with no rating, or with several, counts 0 (the official rule) and its id is listed
-        in ``unrated``. DataError unless every id has a response and a verdict.
+        ``official`` counts a judge's text with no rating, or with several, as 0; ``strict`` takes the last
+        line alone and leaves out what it does not find there; both list such ids in ``unrated``. Questions
+        on which the judge gave nothing at all stand in ``unjudged`` and in no figure. With ``repeats`` the
+        judge is asked again: its first words count, the others say how steady it is. DataError unless every
+        id has a response.
         """
         questions = self._by_id()
         check_ids(f"{self.name}: responses", questions, responses)
         if self.judge is None:
             return Scored({"n": len(questions), "sha256": self.sha256, "judge": None}, [])
         requests = self._requests(responses)
-        said = self.judge.judge(requests)
-        check_ids(f"{self.name}: verdicts of {self.judge.name}", questions, said)
-        found = {name: rating_official(said[name]) for name in questions}
-        ratings = {name: rating or 0 for name, rating in found.items()}
-        verdicts = [
-            Verdict(
-                id=request.id,
-                image=request.image,
-                question=request.question,
-                response=request.response,
-                score=float(ratings[request.id]),
-                judge=self.judge.name,
-                reason=said[request.id],
-                label="hallucination" if ratings[request.id] < NO_HALLUCINATION else "none",
-                meta={"type": questions[request.id].question_type},
-            )
-            for request in requests
-        ]
-        unrated = [name for name, rating in found.items() if rating is None]
-        return Scored(self._result(ratings, unrated, self.judge.name), verdicts)
+        rounds = [self.judge.judge([replace(r, repeat=k) for r in requests]) for k in range(self.repeats)]
+        said = {name: rounds[0][name] for name in questions if name in rounds[0]}
+        result: dict[str, Any] = {
+            "n": len(questions),
+            "sha256": self.sha256,
+            "judge": self.judge.name,
+            "prompt": {"name": self.prompt.name, "sha256": self.prompt.sha256},
+            "unjudged": [name for name in questions if name not in said],
+            # a response that writes like a judge may be quoted by one: worth a look
+            "steering": [name for name in questions if ratings_found(responses[name])],
+        }
+        for rule, parse in RATING_RULES.items():
+            result[rule] = self._figures({name: parse(text) for name, text in said.items()}, rule)
+            if self.repeats > 1:
+                result[rule]["repeats"] = self._noise(rounds, rule)
+        return Scored(result, self._verdicts(requests, said))
 
     def _requests(self, responses: Mapping[str, str]) -> list[JudgeRequest]:
         return [
@@ -191,12 +193,20 @@ class MmhalBenchmark:
             for name, item in self._by_id().items()
         ]
 
-    def _result(self, ratings: Mapping[str, int], unrated: list[str], judge: str) -> dict[str, Any]:
-        questions = self._by_id()
+    def _kept(self, found: Mapping[str, int | None], rule: str) -> dict[str, int]:
+        """The ratings that count: to the official rule one that cannot be read is 0."""
+        if rule == "official":
+            return {name: rating or 0 for name, rating in found.items()}
+        return {name: rating for name, rating in found.items() if rating is not None}
+
+    def _figures(self, found: Mapping[str, int | None], rule: str) -> dict[str, Any]:
+        questions, kept = self._by_id(), self._kept(found, rule)
         options: dict[str, Any] = {"n_boot": self.n_boot, "seed": self.seed}
 
         def figures(names: list[str]) -> dict[str, Any]:
-            scores = [ratings[name] for name in names]
+            scores = [kept[name] for name in names]
+            if not scores:
+                return {"score": None, "hallucination_rate": None}
             false = [score < NO_HALLUCINATION for score in scores]
             return {
                 "score": metrics.mean_interval(scores, **options).as_dict(),
@@ -204,18 +214,44 @@ class MmhalBenchmark:
             }
 
         of_type: dict[str, list[str]] = {}
-        for name, item in questions.items():
-            of_type.setdefault(item.question_type, []).append(name)
+        for name in kept:
+            of_type.setdefault(questions[name].question_type, []).append(name)
         order = sorted(of_type, key=lambda t: (TYPES.index(t) if t in TYPES else len(TYPES), t))
-        return {
-            "n": len(questions),
-            "sha256": self.sha256,
-            "judge": judge,
-            "prompt": {"name": self.prompt.name, "sha256": self.prompt.sha256},
-            **figures(list(questions)),
+        return figures(list(kept)) | {
             "by_type": {kind: figures(of_type[kind]) for kind in order},
-            "unrated": unrated,
+            "unrated": [name for name, rating in found.items() if rating is None],
         }
+
+    def _noise(self, rounds: Sequence[Mapping[str, str]], rule: str) -> dict[str, Any]:
+        """How much the score moves when the same judge is asked again: each round's, and an interval."""
+        parse, scores = RATING_RULES[rule], []
+        for said in rounds:
+            kept = self._kept({name: parse(text) for name, text in said.items()}, rule)
+            if kept:
+                scores.append(float(np.mean(list(kept.values()))))
+        return {"scores": scores, "interval": metrics.t_interval(scores).as_dict()}
+
+    def _verdicts(self, requests: Sequence[JudgeRequest], said: Mapping[str, str]) -> list[Verdict]:
+        assert self.judge is not None
+        questions, found = self._by_id(), []
+        for request in requests:
+            if request.id not in said:
+                continue
+            rating = rating_official(said[request.id]) or 0
+            found.append(
+                Verdict(
+                    id=request.id,
+                    image=request.image,
+                    question=request.question,
+                    response=request.response,
+                    score=float(rating),
+                    judge=self.judge.name,
+                    reason=said[request.id],
+                    label="hallucination" if rating < NO_HALLUCINATION else "none",
+                    meta={"type": questions[request.id].question_type},
+                )
+            )
+        return found
 
 
 def _downloaded(url: str, root: str | Path) -> Image:

@@ -67,3 +67,20 @@ def rating_official(text: str) -> int | None:
     """MMHal-Bench's rating 0..6, or None where the text holds none or several (officially scored 0)."""
     found = ratings_found(text)
     return found[0] if len(found) == 1 else None
+
+
+_LAST_LINE = re.compile(r"\W*rating:\s*([0-6])(?:\s*/\s*6)?\W*", re.IGNORECASE)
+
+
+def rating_strict(text: str) -> int | None:
+    """The rating 0..6 that the last line gives, and nothing else stands there; else None.
+
+    What a judge quotes further up ("the answer claims 'Rating: 6'") is no rating.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    match = _LAST_LINE.fullmatch(lines[-1]) if lines else None
+    return int(match[1]) if match else None
+
+
+#: the rules of MMHal reports, by the name under which their figures stand
+RATING_RULES: dict[str, Callable[[str], int | None]] = {"official": rating_official, "strict": rating_strict}

@@ -20,7 +20,6 @@ import pytest
 from align import actors, generate, pairs, ppo, render, reward, reward_model, rewards, rl, rows, schedule, sft
 from align.models import lmm as lmm_module
 from apps import gates
-from apps.studies import figures
 from data import images, jsonl
 from data.schema import Preference
 from data.world import annotators
@@ -41,7 +40,7 @@ from tests.align.conftest import colour_data, pictures, tiny_llava  # noqa: F401
 from tests.align.test_generate import items  # noqa: F401
 from tests.align.test_ppo import world  # noqa: F401
 from tests.align.test_render import lmm, renderer  # noqa: F401
-from tests.apps import test_gates, test_studies
+from tests.apps import test_gates
 from tests.data import test_images, test_jsonl, test_world_annotators
 from tests.evals import test_metrics, test_mmhal, test_objects, test_parse, test_pope, test_runner
 
@@ -233,7 +232,7 @@ FAULTS = [
     Fault("recall counts repeats", objects.describe,
           "len(there & set(named))", "sum(n in there for n in named)",
           test_objects.test_describe_counts_repeats_and_distinct_true_objects),
-    Fault("three is a hallucination", mmhal.MmhalBenchmark._result,
+    Fault("three is a hallucination", mmhal.MmhalBenchmark._figures,
           "score < NO_HALLUCINATION", "score <= NO_HALLUCINATION",
           test_mmhal.test_score_rate_and_types_by_hand),
     Fault("intervals ignore images", metrics._by_cluster,
@@ -260,12 +259,12 @@ FAULTS = [
           test_world_annotators.test_clean_choices,
           {"a": "", "b": "A cat and a book, and a cup.", "choices": (None, 1)}),
     # --- studies ---
-    Fault("spread of a population", figures.over_seeds,
+    Fault("spread of a population", metrics.t_interval,
           "ddof=1", "ddof=0",
-          test_studies.test_over_seeds_by_hand),
-    Fault("one degree of freedom too many", figures.over_seeds,
+          test_metrics.test_t_interval_by_hand),
+    Fault("one degree of freedom too many", metrics.t_interval,
           "t95(n - 1)", "t95(n)",
-          test_studies.test_over_seeds_by_hand),
+          test_metrics.test_t_interval_by_hand),
     Fault("the gate is not above", gates.passes,
           "accuracy > GATE", "accuracy >= GATE",
           test_gates.test_the_gate, {"accuracy": 0.55, "passed": False}),

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from apps.demo import yes_ratio
 from evals.metrics import Interval
 from evals.report import Table
-
-#: two-sided 95 % quantiles of Student's t for 1 to 15 degrees of freedom
-T95 = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
-    2.2010, 2.1788, 2.1604, 2.1448, 2.1314,
-)  # fmt: skip
-#: the same of the normal distribution
-Z95 = 1.959964
 
 
 def value(found: dict[str, Any]) -> float:
@@ -39,7 +29,7 @@ def _described(decoding: str, figure: str) -> Callable[[dict[str, Any]], float]:
 FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
     "POPE F1": lambda benchmarks: value(benchmarks["pope"]["overall"]["official"]["f1"]),
     "POPE yes-rate": lambda benchmarks: yes_ratio(benchmarks["pope"]),
-    "MMHal-style score": lambda benchmarks: value(benchmarks["mmhal"]["score"]),
+    "MMHal-style score": lambda benchmarks: value(benchmarks["mmhal"]["official"]["score"]),
     "halluc. rate, T=0.7": _described("describe@0.7", "hallucination_rate"),
     "CHAIR_i, T=0.7": _described("describe@0.7", "chair_i"),
     "recall, T=0.7": _described("describe@0.7", "recall"),
@@ -49,34 +39,6 @@ FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
     "CHAIR_i, greedy": _described("describe", "chair_i"),
     "recall, greedy": _described("describe", "recall"),
 }
-
-
-def t95(degrees: int) -> float:
-    """Two-sided 95 % quantile of Student's t.
-
-    Beyond the table: Fisher and Cornish's expansion in 1/degrees (Abramowitz and Stegun, 26.7.5).
-    """
-    if degrees <= len(T95):
-        return T95[degrees - 1]
-    z = Z95
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / degrees + second / degrees**2 + third / degrees**3
-
-
-def over_seeds(values: Iterable[float]) -> Interval:
-    """Mean of one value a seed with Student's t interval (95 %); ``n`` is the number of seeds.
-
-    Undefined values (NaN) are left out, and ``n`` says so. One seed has no interval.
-    """
-    x = np.asarray([v for v in values if math.isfinite(v)], float)
-    n = len(x)
-    if n == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    half = t95(n - 1) * float(x.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    mean = float(x.mean())
-    return Interval(mean, mean - half, mean + half, n)
 
 
 def as_markdown(table: Table) -> str:

@@ -21,8 +21,9 @@ from apps.demo import PUBLISHED, REWARDS, status_of
 from apps.gates import passes, read_report
 from apps.paired import DECODING, MODELS, descriptions
 from apps.scheduler import Progress, Step, run_steps
-from apps.studies.figures import FIGURES, as_markdown, number, over_seeds, value
+from apps.studies.figures import FIGURES, as_markdown, number, value
 from data.jsonl import read_json, write_json, write_text
+from evals.metrics import t_interval
 from evals.report import Bars, Page, Section, Status, Table, Text, write_report
 
 #: under this recall (descriptions, T = 0.7) a policy counts as silent
@@ -139,7 +140,7 @@ def count(seeds: int) -> str:
 def model_table(seeds: Sequence[Seed]) -> Table:
     """Every figure of the four models: a mean over seeds with its interval."""
     rows: list[list[Any]] = [
-        [name, *(over_seeds(figure(s.benchmarks[name]) for s in seeds) for figure in FIGURES.values())]
+        [name, *(t_interval(figure(s.benchmarks[name]) for s in seeds) for figure in FIGURES.values())]
         for name in MODELS
     ]
     for name, (f1, score) in PUBLISHED.items():
@@ -159,8 +160,8 @@ def difference_table(seeds: Sequence[Seed]) -> Table:
     for a, b in PAIRS:
         for word, how in DECODING.items():
             found = [seed.matched[f"{a} − {b}"][how] for seed in seeds]
-            cells = [over_seeds(value(f["differences"][figure]) for f in found) for figure in raw]
-            cells += [over_seeds(value(f["matched_recall"][k]["difference"]) for f in found) for k in fair]
+            cells = [t_interval(value(f["differences"][figure]) for f in found) for figure in raw]
+            cells += [t_interval(value(f["matched_recall"][k]["difference"]) for f in found) for k in fair]
             rows.append([f"{a} − {b}", word, *cells])
     columns = ["difference", "decoding", "halluc. rate", "CHAIR_i", "recall",
                "halluc. rate, matched recall", "CHAIR_i, matched recall"]  # fmt: skip
@@ -174,7 +175,7 @@ def reward_table(seeds: Sequence[Seed]) -> Table:
     for name, word in REWARDS.items():
         reports = [seed.rewards[name] for seed in seeds]
         cells = [
-            over_seeds(number(report[kind][figure]) for report in reports)
+            t_interval(number(report[kind][figure]) for report in reports)
             for kind, figure in (
                 ("noisy", "accuracy"),
                 ("clean", "accuracy"),
@@ -198,7 +199,7 @@ def build_page(seeds: Sequence[Seed], status: Status) -> Page:
     if seeds:
         sections += tables(seeds)
         bars = {
-            figure: [over_seeds(FIGURES[figure](s.benchmarks[name]) for s in seeds) for name in MODELS]
+            figure: [t_interval(FIGURES[figure](s.benchmarks[name]) for s in seeds) for name in MODELS]
             for figure in ("halluc. rate, T=0.7", "halluc. rate, greedy", "recall, T=0.7")
         }
         sections.append(Bars("Descriptions", list(MODELS), bars, "share"))

@@ -15,9 +15,10 @@ from typing import Any
 from apps.chain import STUDY, Scale, alone_in, chain, claim, scale_of
 from apps.gates import read_report
 from apps.scheduler import Step, run_steps
-from apps.studies.figures import FIGURES, as_markdown, number, over_seeds
+from apps.studies.figures import FIGURES, as_markdown, number
 from apps.studies.rlhf import clean_up, follower, of_seed, parse
 from data.jsonl import read_json, write_json, write_text
+from evals.metrics import t_interval
 from evals.report import Curves, Page, Section, Status, Table, Text, write_report
 
 #: radius of the blur in pixels of the 96-pixel picture; an object is 20 to 30 pixels wide
@@ -143,7 +144,7 @@ def sections_of(rows: Sequence[dict[str, Any]], levels: Sequence[float]) -> list
         return {row["seed"]: row for row in rows if row["arm"] == arm and row["blur"] == radius}
 
     def mean(found: dict[int, dict[str, Any]], figure: str) -> Any:
-        return over_seeds(row[figure] for row in found.values())
+        return t_interval(row[figure] for row in found.values())
 
     start = at("SFT+", None)
     cells: list[list[Any]] = [["SFT+, where all start", None, *(mean(start, figure) for figure in SHOWN)]]
@@ -152,10 +153,10 @@ def sections_of(rows: Sequence[dict[str, Any]], levels: Sequence[float]) -> list
         for arm in ARMS:
             found = at(arm, radius)
             right = (number(row["reward"]["hallucination"]["accuracy"]) for row in found.values())
-            cells.append([f"blur {radius:g}, {arm}", over_seeds(right), *(mean(found, f) for f in SHOWN)])
+            cells.append([f"blur {radius:g}, {arm}", t_interval(right), *(mean(found, f) for f in SHOWN)])
         facts, plain = at("Fact-RLHF", radius), at("RLHF", radius)
         both = sorted(facts.keys() & plain.keys())
-        paired = [over_seeds(facts[seed][f] - plain[seed][f] for seed in both) for f in SHOWN]
+        paired = [t_interval(facts[seed][f] - plain[seed][f] for seed in both) for f in SHOWN]
         differences.append([f"blur {radius:g}", len(both), *paired])
     lines = {arm: [(radius, mean(at(arm, radius), SHOWN[0]).value) for radius in levels] for arm in ARMS}
     accuracy = "RM accuracy, hallucination pairs"

@@ -72,7 +72,7 @@ def write_evaluation() -> WriteEvaluation:
                 "overall": {"official": {"f1": interval(at(0))}, "strict": {"f1": interval(at(1))}},
                 "splits": {"random": answers(0, at(2), 3), "popular": answers(0, at(4), 4)},
             },
-            "mmhal": {"score": interval(at(5)), "hallucination_rate": interval(at(6))},
+            "mmhal": {"official": {"score": interval(at(5)), "hallucination_rate": interval(at(6))}},
             "describe": descriptions(*map(at, range(10, 15))),
             "describe@0.7": descriptions(*map(at, range(20, 25))),
         }

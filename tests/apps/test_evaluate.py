@@ -139,7 +139,10 @@ def test_the_page_says_of_which_questions_its_figures_are(evaluated: Path, world
         assert told in notes["pope"]
     sha = hashlib.sha256((world / "eval/mmhal.json").read_bytes()).hexdigest()
     assert f"n = 12; file sha256 {sha}. Judge: world-oracle; prompt" in notes["mmhal"]
-    assert f"built-in, sha256 {BUILT_IN.sha256}. Unrated, counted as 0: 0." in notes["mmhal"]
+    assert (
+        f"built-in, sha256 {BUILT_IN.sha256}. Answers without a readable rating: 0 (official"
+        in notes["mmhal"]
+    )
     for name in ("describe", "describe@0.7"):
         assert notes[name] == f"n = 12; questions and truth sha256 {found[name]['sha256']}."
     html = (evaluated / "report.html").read_text()
@@ -369,7 +372,7 @@ def test_recorded_verdicts_judge_without_a_world(
         settings(base, world, tmp_path / "run", benchmarks=only, world=None,
                  describe_temperatures=[], verdicts=str(tmp_path / "verdicts.jsonl"))
     )  # fmt: skip
-    found = read_json(run / "results.json")["benchmarks"]["mmhal"]
+    found = read_json(run / "results.json")["benchmarks"]["mmhal"]["official"]
     assert (found["score"]["value"], found["hallucination_rate"]["value"]) == (4, 0)
 
 

@@ -17,7 +17,7 @@ from apps.gates import GATE
 from apps.paired import descriptions
 from apps.scheduler import Progress, Step, check_graph
 from apps.studies import rlhf, vision
-from apps.studies.figures import FIGURES, as_markdown, over_seeds, t95, yes_ratio
+from apps.studies.figures import FIGURES, as_markdown, yes_ratio
 from data.jsonl import read_json, write_json
 from data.world.build import read_scenes
 from data.world.scene import OBJECTS
@@ -28,29 +28,7 @@ Write = Callable[..., dict[str, Any]]
 Run = Callable[..., None]
 
 
-# --- means over seeds ---
-
-
-def test_over_seeds_by_hand() -> None:
-    # mean 2.5, variance 5/3, standard error .645497, t of 3 degrees of freedom 3.1824
-    found = over_seeds([1.0, 2.0, 3.0, 4.0])
-    assert (found.value, found.n) == (2.5, 4)
-    assert (found.low, found.high) == (pytest.approx(0.44574, abs=1e-4), pytest.approx(4.55426, abs=1e-4))
-
-
-def test_over_seeds_of_few() -> None:
-    one = over_seeds([0.3])
-    assert (one.value, one.n) == (0.3, 1) and math.isnan(one.low) and math.isnan(one.high)
-    none = over_seeds([math.nan])
-    assert math.isnan(none.value) and none.n == 0
-    assert over_seeds([1.0, math.nan, 3.0]) == over_seeds([1.0, 3.0])
-    assert over_seeds([1.0, math.nan, 3.0]).n == 2
-
-
-def test_quantiles_are_students() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    for degrees in (1, 2, 7, 15, 16, 17, 30, 200):
-        assert t95(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), abs=1e-4)
+# --- figures ---
 
 
 def test_markdown() -> None:
@@ -214,7 +192,7 @@ def seeds(tmp_path: Path, write_seed: Callable[..., Path]) -> list[rlhf.Seed]:
     return found
 
 
-def test_tables_are_means_over_seeds(seeds: list[rlhf.Seed]) -> None:
+def test_tables_are_means_t_interval(seeds: list[rlhf.Seed]) -> None:
     models, differences, rewards, *_ = rlhf.tables(seeds)
     # 0.1 apart, three seeds: half an interval is t(2)·0.1/√3
     half = 4.3027 * 0.1 / math.sqrt(3)

@@ -78,15 +78,22 @@ def test_a_crash_keeps_what_was_judged_before(tmp_path: Path) -> None:
     assert inner.seen == ["2", "3"] and got["0"] == "Rating: 3"
 
 
-def test_a_judge_that_says_nothing_is_named(tmp_path: Path) -> None:
-    class Silent:
-        name = "silent"
-
+def test_what_a_judge_leaves_out_is_asked_again_the_next_time(tmp_path: Path) -> None:
+    class Moody(Counting):
         def judge(self, requests: Sequence[JudgeRequest]) -> dict[str, str]:
-            return {}
+            return {k: v for k, v in super().judge(requests).items() if k != "1"}
 
-    with pytest.raises(DataError, match="'silent' gave no text for '0'"):
-        CachedJudge(Silent(), tmp_path / "c.jsonl").judge([REQUEST])
+    other = replace(REQUEST, id="1", response="b")
+    assert CachedJudge(Moody(), tmp_path / "c.jsonl").judge([REQUEST, other]) == {"0": "Rating: 5"}
+    inner = Counting()
+    assert set(CachedJudge(inner, tmp_path / "c.jsonl").judge([REQUEST, other])) == {"0", "1"}
+    assert inner.seen == ["1"]
+
+
+def test_a_repeat_is_another_verdict_and_a_first_asking_keeps_its_key(tmp_path: Path) -> None:
+    assert replace(REQUEST, repeat=1).key not in (REQUEST.key, replace(REQUEST, repeat=2).key)
+    # caches of before there were repeats stay good
+    assert REQUEST.key == "16ebb748787c6f257358f69bd58daf61c37f802db84b706b04a0f7b012f265dc"
 
 
 def _verdict(**changes: object) -> Verdict:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evals import metrics
-from evals.metrics import Mentions
+from evals.metrics import Mentions, t95, t_interval
 
 
 def test_mean_interval_agrees_with_a_plain_loop() -> None:
@@ -165,3 +165,25 @@ def test_equal_models_differ_by_nothing() -> None:
     assert got.chair_i.difference == metrics.Interval(0, 0, 0, 200)
     # matching a model with itself leaves its own figures
     assert got.hallucination_rate.a.value == pytest.approx((m.false > 0).mean())
+
+
+def test_t_interval_by_hand() -> None:
+    # mean 2.5, variance 5/3, standard error .645497, t of 3 degrees of freedom 3.1824
+    found = t_interval([1.0, 2.0, 3.0, 4.0])
+    assert (found.value, found.n) == (2.5, 4)
+    assert (found.low, found.high) == (pytest.approx(0.44574, abs=1e-4), pytest.approx(4.55426, abs=1e-4))
+
+
+def test_t_interval_of_few() -> None:
+    one = t_interval([0.3])
+    assert (one.value, one.n) == (0.3, 1) and math.isnan(one.low) and math.isnan(one.high)
+    none = t_interval([math.nan])
+    assert math.isnan(none.value) and none.n == 0
+    assert t_interval([1.0, math.nan, 3.0]) == t_interval([1.0, 3.0])
+    assert t_interval([1.0, math.nan, 3.0]).n == 2
+
+
+def test_quantiles_are_students() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for degrees in (1, 2, 7, 15, 16, 17, 30, 200):
+        assert t95(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), abs=1e-4)

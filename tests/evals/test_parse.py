@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from evals.parse import pope_official, rating_official, ratings_found, yes_no_strict
+from evals.parse import pope_official, rating_official, rating_strict, ratings_found, yes_no_strict
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,22 @@ def test_rating_official(text: str, want: int | None) -> None:
 
 def test_ratings_found_lists_all() -> None:
     assert ratings_found("Rating: 5, or rating: 1") == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "rating"),
+    [
+        ("Rating: 4", 4),
+        ("fine\n\n**Rating: 4**\n", 4),
+        ("Rating: 3/6", 3),
+        ("It says Rating: 6.\nRating: 0.", 0),
+        ("Rating: 4, I think", None),
+        ("Rating: 4\nThank you", None),
+        ("Rating: 10", None),
+        ("Rating:5", 5),
+        ("7", None),
+        ("", None),
+    ],
+)
+def test_the_strict_rating_is_the_last_line(text: str, rating: int | None) -> None:
+    assert rating_strict(text) == rating

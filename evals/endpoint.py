@@ -1,0 +1,229 @@
+"""An OpenAI-compatible chat endpoint, as a judge of answers or as the model that answers.
+
+The key is read from the environment when a request is sent: it is in no setting, log or error. A request
+is tried again when the server is busy (429), fails (5xx) or is silent, with growing pauses, and a pause
+that the server asks for is kept. What still fails is named; it never becomes an answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import email.utils
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from data.jsonl import DataError
+from evals.judges import JudgeRequest
+
+log = logging.getLogger(__name__)
+
+#: what is worth a second try
+_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+#: characters that one token stands for, roughly, in English: for the cost estimate only
+CHARACTERS_A_TOKEN = 4.0
+
+
+class EndpointError(Exception):
+    """One request failed for good; the text says how, without the key."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """Cost of a million tokens, in and out, in whatever currency the user thinks in."""
+
+    input: float = 0.0
+    output: float = 0.0
+
+    def of(self, tokens_in: float, tokens_out: float) -> float:
+        return (tokens_in * self.input + tokens_out * self.output) / 1e6
+
+
+@dataclass
+class Endpoint:
+    """Where to ask, and how patiently.
+
+    Args:
+        url: the API's root, e.g. ``http://localhost:8000/v1``; ``/chat/completions`` is added.
+        model: the name that the server knows.
+        key_env: environment variable with the key; an unset one sends none (local servers).
+        timeout: seconds a request may take; retries: further tries after the first.
+        per_minute: at most so many requests started a minute; None is no limit.
+        workers: requests in flight.
+    """
+
+    url: str
+    model: str
+    key_env: str = "OPENAI_API_KEY"
+    timeout: float = 120.0
+    retries: int = 5
+    per_minute: float | None = None
+    workers: int = 4
+    max_tokens: int = 1024
+    temperature: float = 0.0
+    price: Price = field(default_factory=Price)
+    #: seconds before the first further try; doubles each time
+    pause: float = 1.0
+    sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            mend = "give the API's root, e.g. http://localhost:8000/v1"
+            raise DataError(f"{self.url!r} is no web address", key="url", mend=mend)
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """The model and the server, without what a URL may hold of a user's name or key."""
+        place = httpx.URL(self.url)
+        return f"{self.model} at {place.host}"
+
+    def estimate(self, texts: Sequence[str]) -> str:
+        """What asking these texts may cost, in words; said before the first request."""
+        tokens = sum(len(text) for text in texts) / CHARACTERS_A_TOKEN
+        most = self.price.of(tokens, len(texts) * self.max_tokens)
+        cost = f", at most about {most:.2f} at the given prices" if most else ""
+        return f"{len(texts)} requests to {self.name}, about {tokens:,.0f} tokens to read{cost}"
+
+    def chat(self, content: str | list[dict[str, Any]], *, client: httpx.Client | None = None) -> str:
+        """The reply to one user turn (text, or the API's list of text and image parts).
+
+        Raises:
+            EndpointError: the server refused the request, or failed at every try, or sent no text.
+        """
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+        }
+        if client is None:
+            with httpx.Client(timeout=self.timeout) as own:
+                return self._tries(own, body)
+        return self._tries(client, body)
+
+    def chat_all(self, contents: Sequence[str | list[dict[str, Any]]]) -> list[str | EndpointError]:
+        """Replies in order; an error stands where a request failed, so that the others are not lost."""
+        with httpx.Client(timeout=self.timeout) as client, ThreadPoolExecutor(self.workers) as pool:
+
+            def one(content: str | list[dict[str, Any]]) -> str | EndpointError:
+                try:
+                    return self.chat(content, client=client)
+                except EndpointError as error:
+                    return error
+
+            return list(pool.map(one, contents))
+
+    def _tries(self, client: httpx.Client, body: dict[str, Any]) -> str:
+        for trial in range(self.retries + 1):
+            self._wait_turn()
+            last = trial == self.retries
+            try:
+                reply = client.post(
+                    f"{self.url.rstrip('/')}/chat/completions", json=body, headers=self._headers()
+                )
+            except httpx.TimeoutException:
+                problem, pause = f"no reply within {self.timeout:g} s", None
+            except httpx.HTTPError as error:
+                problem, pause = type(error).__name__, None
+            else:
+                if reply.status_code == 200:
+                    return _text_of(reply)
+                problem = f"status {reply.status_code}"
+                if reply.status_code not in _AGAIN:
+                    raise EndpointError(f"{self.name}: {problem} {_told(reply)}")
+                pause = _asked_pause(reply)
+            if last:
+                tries = f"{self.retries + 1} tries" if self.retries else "one try"
+                raise EndpointError(f"{self.name}: {problem} after {tries}")
+            wait = self.pause * 2**trial if pause is None else pause
+            log.debug("%s: %s; trying again in %.1f s", self.name, problem, wait)
+            self.sleep(wait)
+        raise AssertionError("unreachable")
+
+    def _headers(self) -> dict[str, str]:
+        key = os.environ.get(self.key_env)
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def _wait_turn(self) -> None:
+        """Hold requests apart by a minute's share; the turn is taken before the wait."""
+        if self.per_minute is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            turn = max(self._next, now)
+            self._next = turn + 60.0 / self.per_minute
+        if turn > now:
+            self.sleep(turn - now)
+
+
+def _asked_pause(reply: httpx.Response) -> float | None:
+    """Seconds that ``Retry-After`` asks for (a number, or a date), at most five minutes; else None."""
+    asked = reply.headers.get("retry-after", "")
+    try:
+        seconds = float(asked)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(asked).timestamp() - time.time()
+        except (TypeError, ValueError):
+            return None
+    return min(max(seconds, 0.0), 300.0)
+
+
+def _told(reply: httpx.Response) -> str:
+    """The server's own words on an error, cut short."""
+    try:
+        found = reply.json()["error"]
+        text = found["message"] if isinstance(found, dict) else str(found)
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return f"({str(text)[:200]})"
+
+
+def _text_of(reply: httpx.Response) -> str:
+    try:
+        text = reply.json()["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError):
+        text = None
+    if not isinstance(text, str) or not text.strip():
+        raise EndpointError("the reply holds no text")
+    return text
+
+
+def image_part(encoded: bytes) -> dict[str, Any]:
+    """An image file's bytes as the part of a message."""
+    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
+    kind = next((kind for head, kind in kinds.items() if encoded.startswith(head)), "png")
+    data = base64.b64encode(encoded).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
+
+
+class EndpointJudge:
+    """A judge behind an endpoint. A request that fails has no entry in what ``judge`` gives."""
+
+    def __init__(self, endpoint: Endpoint, *, announce: Callable[[str], None] = log.info) -> None:
+        self.endpoint, self.announce = endpoint, announce
+        #: id -> why there is no verdict
+        self.failed: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        return self.endpoint.name
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        replies = self.endpoint.chat_all([request.prompt for request in requests])
+        for request, reply in zip(requests, replies, strict=True):
+            if isinstance(reply, EndpointError):
+                self.failed[request.id] = str(reply)
+            else:
+                found[request.id] = reply
+        return found
