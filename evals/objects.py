@@ -89,6 +89,11 @@ def _table(read: Sequence[Described]) -> metrics.Floats:
     return np.array(rows, dtype=float)
 
 
+def _prefixes(read: Sequence[Described]) -> metrics.Prefixes:
+    mentions = [[(name, name not in set(d.false)) for name in d.named] for d in read]
+    return metrics.prefixes(mentions, [d.present for d in read])
+
+
 def _counts(read: Sequence[Described]) -> metrics.Mentions:
     columns = [[len(d.false), len(d.named), d.found, d.present] for d in read]
     return metrics.Mentions(*np.array(columns, dtype=np.int64).T)
@@ -155,7 +160,11 @@ class ObjectBenchmark:
         return Scored(head | figures | {"images": sorted({i.image.id for i in self.questions})}, verdicts)
 
     def compare(self, responses_a: Mapping[str, str], responses_b: Mapping[str, str]) -> dict[str, Any]:
-        """a − b, paired by item, for each figure; and the hallucination figures at matched recall."""
+        """a − b, paired by item, for each figure; and the hallucination figures where both name as much.
+
+        ``equal_recall`` cuts the longer model's descriptions short, ``matched_recall`` weights strata of the
+        number of true objects named; ``evals.metrics`` says what each is good for.
+        """
         read_a, read_b = self.read(responses_a), self.read(responses_b)
         table_a, table_b = _table(read_a), _table(read_b)
         options: dict[str, Any] = {"clusters": self._images(), "n_boot": self.n_boot, "seed": self.seed}
@@ -164,10 +173,16 @@ class ObjectBenchmark:
             for name, figure in _FIGURES.items()
         }
         matched = metrics.matched_recall(_counts(read_a), _counts(read_b), **options)
+        cut = metrics.equal_recall(_prefixes(read_a), _prefixes(read_b), **options)
         test = metrics.mcnemar_exact(table_a[:, 0] == 0, table_b[:, 0] == 0)
         return {
             "differences": found,
             "mcnemar": asdict(test),
+            "equal_recall": {
+                "recall": cut.recall if np.isfinite(cut.recall) else None,
+                "hallucination_rate": cut.hallucination_rate.as_dict(),
+                "chair_i": cut.chair_i.as_dict(),
+            },
             "matched_recall": {
                 "recall": matched.recall if np.isfinite(matched.recall) else None,
                 "strata": matched.strata,

@@ -159,6 +159,59 @@ def test_matched_recall_without_common_ground_is_undefined() -> None:
     assert math.isnan(got.hallucination_rate.difference.value) and math.isnan(got.recall) and got.strata == 0
 
 
+def _said(rng: np.random.Generator, n: int, mentions: int, wrong: float) -> list[list[tuple[str, bool]]]:
+    """n descriptions of ``mentions`` different objects, each false by chance ``wrong``."""
+    return [[(f"object {k}", bool(rng.random() >= wrong)) for k in range(mentions)] for _ in range(n)]
+
+
+def test_a_model_that_only_stops_sooner_does_not_differ_at_equal_recall() -> None:
+    """The very case in which ``matched_recall`` finds a large difference."""
+    rng = np.random.default_rng(0)
+    longer = _said(rng, 2000, 5, 0.4)
+    shorter = [row[:3] for row in longer]
+    present = [8] * 2000
+    a, b = metrics.prefixes(shorter, present), metrics.prefixes(longer, present)
+    got = metrics.equal_recall(a, b, n_boot=200)
+    for figure in (got.hallucination_rate, got.chair_i):
+        assert figure.difference.value == pytest.approx(0, abs=1e-9)
+        assert figure.difference.low == pytest.approx(0, abs=1e-9)
+    # and one that errs less is seen, although it says less
+    careful = metrics.prefixes([row[:3] for row in _said(rng, 2000, 5, 0.2)], present)
+    assert metrics.equal_recall(careful, b, n_boot=200).chair_i.difference.high < -0.15
+
+    def counts(prefixes: metrics.Prefixes) -> Mentions:
+        columns = (prefixes.false, prefixes.total, prefixes.named)
+        return Mentions(*(c[:, -1].astype(np.int64) for c in columns), np.full(2000, 8))
+
+    weighted = metrics.matched_recall(counts(a), counts(b), n_boot=50)
+    assert weighted.chair_i.difference.high < -0.2
+
+
+def test_equal_recall_by_hand() -> None:
+    present = [2, 2]
+    # b names all: two true objects first in one text, a false one first in the other; a names half of them
+    b = metrics.prefixes(
+        [[("x", True), ("y", True), ("z", False)], [("z", False), ("x", True), ("y", True)]], present
+    )
+    a = metrics.prefixes([[("x", True)], [("x", True), ("w", False), ("w", False)]], present)
+    got = metrics.equal_recall(a, b, n_boot=20)
+    # a: 2 named of 4. b after one mention: 1 named, 1 of 2 false; after two: 3 named, still 1 text false.
+    # 2 named is half-way: mentions 3, false 1, one text of two
+    assert got.recall == 0.5
+    assert got.hallucination_rate.a.value == 0.5 and got.hallucination_rate.b.value == 0.5
+    assert got.chair_i.a.value == pytest.approx(2 / 4) and got.chair_i.b.value == pytest.approx(1 / 3)
+
+
+def test_silence_has_no_chair_at_equal_recall() -> None:
+    present = [2, 2]
+    silent = metrics.prefixes([[], []], present)
+    other = metrics.prefixes([[("x", True)], [("y", False)]], present)
+    got = metrics.equal_recall(silent, other, n_boot=20)
+    assert got.recall == 0 and math.isnan(got.chair_i.a.value) and got.hallucination_rate.a.value == 0
+    with pytest.raises(ValueError, match="different items"):
+        metrics.equal_recall(silent, metrics.prefixes([[], []], [2, 3]))
+
+
 def test_equal_models_differ_by_nothing() -> None:
     m = _exact([40, 60, 60, 40], RISK)
     got = metrics.matched_recall(m, m, n_boot=100)
