@@ -207,12 +207,15 @@ def change_table(root: Path, names: tuple[str, ...]) -> Table | None:
             continue
         said = descriptions(root, a, b)["t0.7"]
         changed = [said["differences"][figure] for figure in ("hallucination_rate", "chair_i", "recall")]
-        matched = said["matched_recall"]["hallucination_rate"]["difference"]
-        cells = [interval_from(x) for x in (pope(root, a, b)["f1"], *changed, matched)]
+        cut = said["equal_recall"]["hallucination_rate"]["difference"]
+        cells = [interval_from(x) for x in (pope(root, a, b)["f1"], *changed, cut)]
         rows.append([f"{a} − {b}", *cells])
     columns = ["difference", "POPE F1", "with a false object", "CHAIR_i", "recall",
-               "with a false object, at matched recall"]  # fmt: skip
-    note = "Paired by picture; descriptions at T = 0.7. Where 0 lies in an interval, nothing is shown."
+               "with a false object, cut to equal recall"]  # fmt: skip
+    note = (
+        "Paired by picture; descriptions at T = 0.7. Where 0 lies in an interval, nothing is shown. Last "
+        "column: the descriptions of the model that names more are cut short until both name as much."
+    )
     return Table("What each stage changed", columns, rows, note) if rows else None
 
 
@@ -234,7 +237,7 @@ def reward_table(reports: Mapping[str, dict[str, Any]]) -> Table:
     share, counts = first["agreement"]["share"], [first[k]["n"] for k in ("noisy", "clean", "hallucination")]
     note = "n = {}, {} and {} pairs.".format(*counts)
     if share is not None:
-        note += f" Two simulated labelers agree on {share:.0%}, the noisy choices' ceiling (thesis: 69 %)."
+        note += f" Two simulated labelers agree with each other on {share:.0%} (thesis, people: 69 %)."
     return Table("Reward models on held-out pairs", columns, rows, note)
 
 

@@ -26,7 +26,7 @@ DECODING = {"T = 0.7": "t0.7", "greedy": "t0"}
 
 
 def descriptions(folder: Path, a: str, b: str) -> dict[str, Any]:
-    """Model ``a`` minus ``b``, paired by picture, also at matched recall; by decoding's folder."""
+    """Model ``a`` minus ``b``, paired by picture, also where both name as much; by decoding's folder."""
     scenes = read_scenes(folder / "data")
     found = {}
     for how in DECODING.values():

@@ -154,18 +154,24 @@ def model_table(seeds: Sequence[Seed]) -> Table:
 
 
 def difference_table(seeds: Sequence[Seed]) -> Table:
-    """Paired differences on the descriptions, raw and at matched recall."""
+    """Paired differences on the descriptions: raw, cut to equal recall, and at matched recall."""
     raw, fair = ("hallucination_rate", "chair_i", "recall"), ("hallucination_rate", "chair_i")
     rows: list[list[Any]] = []
     for a, b in PAIRS:
         for word, how in DECODING.items():
             found = [seed.matched[f"{a} − {b}"][how] for seed in seeds]
             cells = [t_interval(value(f["differences"][figure]) for f in found) for figure in raw]
-            cells += [t_interval(value(f["matched_recall"][k]["difference"]) for f in found) for k in fair]
+            for way in ("equal_recall", "matched_recall"):
+                cells += [t_interval(value(f[way][figure]["difference"]) for f in found) for figure in fair]
             rows.append([f"{a} − {b}", word, *cells])
     columns = ["difference", "decoding", "halluc. rate", "CHAIR_i", "recall",
+               "halluc. rate, cut to equal recall", "CHAIR_i, cut to equal recall",
                "halluc. rate, matched recall", "CHAIR_i, matched recall"]  # fmt: skip
-    note = "Primary outcome: Fact-RLHF − RLHF, T = 0.7, matched recall. Where 0 lies in it, nothing is shown."
+    note = (
+        "The protocol's primary outcome is Fact-RLHF − RLHF at T = 0.7 and matched recall, whose strata favour "
+        "the model that says less (amendment 1); what is claimed, is claimed from the columns cut to equal "
+        "recall. Where 0 lies in an interval, nothing is shown."
+    )
     return Table("Paired differences", columns, rows, note)
 
 

@@ -155,7 +155,7 @@ def test_facts_are_shuffled_anew_at_each_step_and_alike_within_a_pair(
         assert len({text.split("\n").index("A cat sits.") for text in texts if text}) == 3
 
 
-def test_card_states_accuracy_interval_and_ceiling(trained: Path):
+def test_card_states_accuracy_and_interval_beside_the_labelers_agreement(trained: Path):
     card = (trained / "reward" / "README.md").read_text()
     assert "**100.0%** of 12 pairs (95 % interval 75.8% to 100.0%)" in card
     assert "agree with each other on 69 %" in card

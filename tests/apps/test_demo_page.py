@@ -76,7 +76,7 @@ def test_reward_table(tmp_path: Path, write_report: Write) -> None:
     rest = [pytest.approx(v) for v in (0.501, 0.502, 0.403)]
     assert found.rows[0] == ["plain", near(0.3), near(0.4), near(0.5), *rest]
     assert found.rows[1] == ["fact-augmented", near(0.6), near(0.7), None, None, None, pytest.approx(0.703)]
-    assert "n = 50, 50 and 50 pairs" in found.note and "agree on 69%" in found.note
+    assert "n = 50, 50 and 50 pairs" in found.note and "agree with each other on 69%" in found.note
 
 
 def test_summary(tmp_path: Path, write_evaluation: Write) -> None:

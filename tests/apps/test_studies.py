@@ -114,7 +114,7 @@ def test_a_seed_is_read_when_all_of_it_is_there(tmp_path: Path, write_seed: Call
     assert rlhf.read_seed(folder, 100) is None
 
 
-def test_models_are_compared_at_matched_recall(tmp_path: Path, write_seed: Callable[..., Path]) -> None:
+def test_models_are_compared_where_they_name_as_much(tmp_path: Path, write_seed: Callable[..., Path]) -> None:
     """All name one true object a picture, so recall is matched as it is; 8 of 12 times RLHF errs."""
     folder = write_seed(tmp_path / "seed")
     rlhf.compare_all(str(folder))
@@ -134,6 +134,9 @@ def test_models_are_compared_at_matched_recall(tmp_path: Path, write_seed: Calla
                 assert (matched["value"], matched["n"]) == (pytest.approx(sign * want), 12)
                 assert fair[name]["a"]["value"] == pytest.approx(want if pair == "RLHF − SFT+" else 0)
                 assert fair[name]["b"]["value"] == pytest.approx(want if pair == "Fact-RLHF − RLHF" else 0)
+                # neither names more, so nothing is cut
+                cut = found[pair][how]["equal_recall"][name]["difference"]
+                assert cut["value"] == pytest.approx(sign * want)
             assert (fair["share_a"], fair["share_b"]) == (1, 1)
             assert fair["recall"] == pytest.approx(12 / sum(present))
             assert fair["strata"] == len(set(present))
