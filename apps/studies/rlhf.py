@@ -168,9 +168,9 @@ def difference_table(seeds: Sequence[Seed]) -> Table:
                "halluc. rate, cut to equal recall", "CHAIR_i, cut to equal recall",
                "halluc. rate, matched recall", "CHAIR_i, matched recall"]  # fmt: skip
     note = (
-        "The protocol's primary outcome is Fact-RLHF − RLHF at T = 0.7 and matched recall, whose strata favour "
-        "the model that says less (amendment 1); what is claimed, is claimed from the columns cut to equal "
-        "recall. Where 0 lies in an interval, nothing is shown."
+        "The protocol's primary outcome is Fact-RLHF − RLHF at T = 0.7 and matched recall, whose strata "
+        "favour the model that says less (amendment 1); what is claimed, is claimed from the columns cut to "
+        "equal recall. Where 0 lies in an interval, nothing is shown."
     )
     return Table("Paired differences", columns, rows, note)
 

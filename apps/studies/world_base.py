@@ -25,7 +25,8 @@ class Report:
 def main(argv: list[str] | None = None) -> int:
     from align.config import WORLD_BASE
     from align.contrastive import ClipRun, compare_terms
-    from align.models.world_base import BaseRun, build_base, new_clip, tokenizer_for_world
+    from align.models.world_base import build_base, new_clip, tokenizer_for_world
+    from align.models.world_lessons import BaseRun
 
     parser = argparse.ArgumentParser(prog="world-base", description=__doc__)
     parser.add_argument("--output", type=Path, help="default: the shipped base, with --quick runs/world_base")

@@ -16,20 +16,16 @@ import torch
 from align.config import WORLD_BASE, GenerateSettings, ModelSettings
 from align.generate import Item, generate
 from align.models.lmm import Lmm, build_llava, check_is_lmm, load
-from align.models.world_base import (
-    VOCABULARY,
+from align.models.world_base import VOCABULARY, language_model, new_clip, tokenizer_for_world, train_or_find
+from align.models.world_lessons import (
     WITH_PICTURES,
     BaseRun,
     Half,
     Shown,
     ground,
-    language_model,
     lessons_with_pictures,
-    new_clip,
     rate,
     read,
-    tokenizer_for_world,
-    train_or_find,
 )
 from align.render import Renderer
 from data.schema import Message, Response
