@@ -9,8 +9,8 @@ answer counts only if it is exactly ``Yes`` or ``No``, and nouns are compared wi
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +170,15 @@ class AmberBenchmark:
     name: str = "amber"
     n_boot: int = 1000
     seed: int = 0
+    #: of all questions with their truth; computed where it is not given
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         if not self.questions:
             raise DataError("no questions", key=self.name, mend="give a file with questions")
+        if not self.sha256:
+            truth = [self.words.model_dump(), *(q.model_dump() for q in self.questions)]
+            object.__setattr__(self, "sha256", content_hash(truth))
 
     @property
     def items(self) -> list[EvalItem]:
@@ -181,6 +186,10 @@ class AmberBenchmark:
         return [
             EvalItem(str(q.id), Image(id=q.image, path=folder + q.image), q.query) for q in self.questions
         ]
+
+    def only(self, ids: Container[str]) -> AmberBenchmark:
+        """The same with these questions alone."""
+        return replace(self, questions=tuple(q for q in self.questions if str(q.id) in ids))
 
     def score(self, responses: Mapping[str, str]) -> Scored:
         """Figures in percent under both rules, with intervals (images resampled).
@@ -192,8 +201,7 @@ class AmberBenchmark:
         check_ids(f"{self.name}: responses", (str(q.id) for q in self.questions), responses)
         described = [q for q in self.questions if q.type == GENERATIVE]
         asked = [q for q in self.questions if q.type != GENERATIVE]
-        truth = [self.words.model_dump(), *(q.model_dump() for q in self.questions)]
-        result: dict[str, Any] = {"n": len(self.questions), "sha256": content_hash(truth)}
+        result: dict[str, Any] = {"n": len(self.questions), "sha256": self.sha256}
         verdicts: list[Verdict] = []
         if described:
             result["nouns"] = self.finder.name

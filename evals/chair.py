@@ -16,8 +16,11 @@ from typing import Any
 
 from data.formats.base import need
 from data.jsonl import DataError, Row, read_json, read_rows
+from data.schema import Image
 from evals.journal import content_hash, file_hash
 from evals.nouns import singulars
+from evals.objects import ObjectBenchmark
+from evals.runner import EvalItem
 
 #: COCO's 80 categories, and our own words for them; the official list can be given as a file
 COCO: dict[str, str] = {
@@ -202,10 +205,16 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
     return vocabulary(rows, f"{Path(path).name} {file_hash(path)[:12]}")
 
 
-def coco_truth(
-    instances: str | Path, captions: str | Path | None, words: Vocabulary
-) -> dict[str, frozenset[str]]:
-    """Image file name -> objects in it: COCO's boxes, and what its captions name.
+@dataclass(frozen=True)
+class CocoImage:
+    """One image: its file's name, and the objects in it."""
+
+    file: str
+    objects: frozenset[str]
+
+
+def coco_truth(instances: str | Path, captions: str | Path | None, words: Vocabulary) -> dict[str, CocoImage]:
+    """COCO's image ids (as text) with the objects that boxes and captions give.
 
     Args:
         instances: ``instances_val2014.json``; captions: ``captions_val2014.json`` (the official scorer
@@ -233,17 +242,17 @@ def coco_truth(
         for note in _coco(captions, ("annotations",))["annotations"]:
             if note["image_id"] in found:
                 found[note["image_id"]] |= set(words.mentions(note["caption"]))
-    return {files[number]: frozenset(objects) for number, objects in found.items() if number in files}
+    return {str(number): CocoImage(file, frozenset(found[number])) for number, file in files.items()}
 
 
-def boxes_truth(path: str | Path, words: Vocabulary) -> dict[str, frozenset[str]]:
-    """The same from JSON lines of ``image``, ``captions`` and ``instances`` (``category`` each)."""
-    found: dict[str, frozenset[str]] = {}
+def boxes_truth(path: str | Path, words: Vocabulary) -> dict[str, CocoImage]:
+    """The same from JSON lines of ``id``, ``image``, ``captions`` and ``instances`` (``category`` each)."""
+    found: dict[str, CocoImage] = {}
     for row, value in read_rows(path):
         if isinstance(value, DataError):
             raise value
         try:
-            image = need(value, "image", str)
+            name, image = str(need(value, "id", (str, int))), need(value, "image", str)
             boxes = [need(box, "category", str, "instances") for box in need(value, "instances", list)]
             unknown = [name for name in boxes if name not in words.words]
             if unknown:
@@ -252,8 +261,34 @@ def boxes_truth(path: str | Path, words: Vocabulary) -> dict[str, frozenset[str]
             told = words.mentions(". ".join(value.get("captions", [])))
         except DataError as error:
             raise row.locate(error) from None
-        found[image] = frozenset(words.words[name] for name in boxes) | frozenset(told)
+        objects = frozenset(words.words[box] for box in boxes) | frozenset(told)
+        # an answer's image_id is a number; COCO's files write it with leading zeros
+        found[str(int(name)) if name.isdigit() else name] = CocoImage(image, objects)
     return found
+
+
+#: what models are asked where a file of answers does not say
+QUESTION = "Describe this image in detail."
+
+
+def benchmark_of(
+    truth: Mapping[str, CocoImage],
+    words: Vocabulary,
+    ids: Iterable[str] | None = None,
+    prefix: str = "",
+    **options: Any,
+) -> ObjectBenchmark:
+    """CHAIR over the images ``ids`` (all by default). DataError for an id that the truth does not have."""
+    names = list(truth if ids is None else ids)
+    unknown = [name for name in names if name not in truth]
+    if unknown:
+        rule = f"{len(unknown)} images have no annotation (first {unknown[0]!r})"
+        raise DataError(rule, key="chair", mend="give the annotations of the split that they are from")
+    folder = f"{prefix.rstrip('/')}/" if prefix else ""
+    items = tuple(EvalItem(n, Image(id=n, path=folder + truth[n].file), QUESTION) for n in names)
+    objects = {name: truth[name].objects for name in names}
+    vocabulary = f"{words.name}, sha256 {words.sha256[:12]}"
+    return ObjectBenchmark(items, objects, words.mentions, name="chair", vocabulary=vocabulary, **options)
 
 
 def _coco(path: str | Path, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ LLaVA's own scripts do; ``strict`` leaves it out and says how many there were.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,21 +106,29 @@ class LlavaBenchBenchmark:
     name: str = "llava_bench"
     n_boot: int = 1000
     seed: int = 0
+    #: of all questions with their truth; computed where it is not given
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         if not self.questions:
             raise DataError("no questions", key=self.name, mend="give a file with questions")
+        if not self.sha256:
+            truth = [[q.id, q.image, q.question, q.category, q.reference, q.context] for q in self.questions]
+            object.__setattr__(self, "sha256", content_hash(truth))
 
     @property
     def items(self) -> list[EvalItem]:
         folder = f"{self.prefix.rstrip('/')}/" if self.prefix else ""
         return [EvalItem(q.id, Image(id=q.image, path=folder + q.image), q.question) for q in self.questions]
 
+    def only(self, ids: Container[str]) -> LlavaBenchBenchmark:
+        """The same with these questions alone."""
+        return replace(self, questions=tuple(q for q in self.questions if q.id in ids))
+
     def score(self, responses: Mapping[str, str]) -> Scored:
         """Relative score in percent, overall and by category, under both rules, with intervals."""
         check_ids(f"{self.name}: responses", (q.id for q in self.questions), responses)
-        truth = [[q.id, q.image, q.question, q.category, q.reference, q.context] for q in self.questions]
-        head: dict[str, Any] = {"n": len(self.questions), "sha256": content_hash(truth)}
+        head: dict[str, Any] = {"n": len(self.questions), "sha256": self.sha256}
         if self.judge is None:
             return Scored(head | {"judge": None}, [])
         requests = self.requests(responses)

@@ -12,8 +12,8 @@ import binascii
 import csv
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +105,17 @@ class MmbenchBenchmark:
     name: str = "mmbench"
     n_boot: int = 1000
     seed: int = 0
+    #: of all questions with their truth; computed where it is not given
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         if not self.questions:
             raise DataError("no questions", key=self.name, mend="give a file with questions")
+        if not self.sha256:
+            truth = [
+                [q.id, q.question, q.hint, list(q.options), q.answer, q.category] for q in self.questions
+            ]
+            object.__setattr__(self, "sha256", content_hash(truth))
 
     @property
     def items(self) -> list[EvalItem]:
@@ -118,6 +125,11 @@ class MmbenchBenchmark:
             for by in range(len(q.options))
         ]
 
+    def only(self, ids: Container[str]) -> MmbenchBenchmark:
+        """The same with the questions of which every rotation is among these."""
+        whole = (q for q in self.questions if all(f"{q.id}/{by}" in ids for by in range(len(q.options))))
+        return replace(self, questions=tuple(whole))
+
     def score(self, responses: Mapping[str, str]) -> Scored:
         """Circular accuracy, and that of the file's own order alone, under both rules, with intervals.
 
@@ -125,8 +137,7 @@ class MmbenchBenchmark:
         every rotation has a response.
         """
         check_ids(f"{self.name}: responses", (item.id for item in self.items), responses)
-        truth = [[q.id, q.question, q.hint, list(q.options), q.answer, q.category] for q in self.questions]
-        result: dict[str, Any] = {"n": len(self.questions), "sha256": content_hash(truth)}
+        result: dict[str, Any] = {"n": len(self.questions), "sha256": self.sha256}
         verdicts: list[Verdict] = []
         for rule in RULES:
             right = self._right(responses, rule)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -141,6 +141,15 @@ class MmhalBenchmark:
         except DataError as error:
             raise Row(self.file or self.name, index=int(name)).locate(error) from None
         return image.model_copy(update={"id": item.image_id or image.id})
+
+    def only(self, ids: Container[str]) -> MmhalBenchmark:
+        """The same with these questions alone, under their old ids."""
+        kept = [
+            item.model_copy(update={"index": int(name)})
+            for name, item in self._by_id().items()
+            if name in ids
+        ]
+        return replace(self, questions=tuple(kept))
 
     def answered(self, responses: Mapping[str, str]) -> list[MmhalItem]:
         """The questions with ``model_answer`` filled in: the content of MMHal-Bench's response file."""

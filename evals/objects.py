@@ -7,8 +7,8 @@ a set of names an image. CHAIR (Rohrbach et al. 2018) with COCO's vocabulary is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,8 @@ class ObjectBenchmark:
     vocabulary: str = "world"
     n_boot: int = 1000
     seed: int = 0
+    #: of all questions with their truth; computed where it is not given
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         if not self.questions:
@@ -119,10 +121,19 @@ class ObjectBenchmark:
         if missing:
             rule = f"no objects are known for {len(missing)} images (first {missing[0]!r})"
             raise DataError(rule, key=self.name, mend="give each image id its objects (perhaps none)")
+        if not self.sha256:
+            truth = [
+                [i.id, i.image.id, i.question, sorted(set(self.truth[i.image.id]))] for i in self.questions
+            ]
+            object.__setattr__(self, "sha256", content_hash(truth))
 
     @property
     def items(self) -> list[EvalItem]:
         return list(self.questions)
+
+    def only(self, ids: Container[str]) -> ObjectBenchmark:
+        """The same with these items alone."""
+        return replace(self, questions=tuple(item for item in self.questions if item.id in ids))
 
     def read(self, responses: Mapping[str, str]) -> list[Described]:
         """Every response read, in the items' order. DataError unless each item has exactly one."""
@@ -142,8 +153,7 @@ class ObjectBenchmark:
         read = self.read(responses)
         table = _table(read)
         figures: dict[str, Any] = {name: self._interval(table, figure) for name, figure in _FIGURES.items()}
-        truth = [[i.id, i.image.id, i.question, sorted(set(self.truth[i.image.id]))] for i in self.questions]
-        head: dict[str, Any] = {"n": len(read), "vocabulary": self.vocabulary, "sha256": content_hash(truth)}
+        head: dict[str, Any] = {"n": len(read), "vocabulary": self.vocabulary, "sha256": self.sha256}
         verdicts = [
             Verdict(
                 id=item.id,

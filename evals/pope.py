@@ -6,8 +6,8 @@ differ by up to half of the accuracy on the same free-form answers. The positive
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,14 @@ class PopeBenchmark:
             return Image(id=name, path=f"{self.prefix.rstrip('/')}/{name}" if self.prefix else name)
 
         return [EvalItem(s.id_of(i), image(i.image), i.text) for s in self.splits for i in s.items]
+
+    def only(self, ids: Container[str]) -> PopeBenchmark:
+        """The same with these questions alone; a split that is left without any is left out."""
+        splits = (
+            replace(split, items=tuple(item for item in split.items if split.id_of(item) in ids))
+            for split in self.splits
+        )
+        return replace(self, splits=tuple(split for split in splits if split.items))
 
     def score(self, responses: Mapping[str, str]) -> Scored:
         """All figures under both rules, by split and overall; DataError unless every id has a response.

@@ -6,7 +6,7 @@ missing), ``verdicts.jsonl`` (what parser or judge said of each response) and ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +50,10 @@ class Benchmark(Protocol):
 
     def score(self, responses: Mapping[str, str]) -> Scored:
         """Figures for one response to every item, by id."""
+        ...
+
+    def only(self, ids: Container[str]) -> Benchmark:
+        """The same with these items alone, under the whole one's name and hash."""
         ...
 
 

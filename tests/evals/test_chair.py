@@ -7,7 +7,16 @@ import pytest
 
 from data.jsonl import DataError
 from data.schema import Image
-from evals.chair import COCO, boxes_truth, built_in, coco_truth, read_vocabulary, vocabulary
+from evals.chair import (
+    COCO,
+    CocoImage,
+    benchmark_of,
+    boxes_truth,
+    built_in,
+    coco_truth,
+    read_vocabulary,
+    vocabulary,
+)
 from evals.objects import ObjectBenchmark
 from evals.runner import EvalItem
 
@@ -75,11 +84,16 @@ def test_truth_is_boxes_and_captions(tmp_path: Path) -> None:
     }
     instances.write_text(json.dumps(whole))
     captions.write_text(json.dumps({"annotations": [{"image_id": 7, "caption": "A woman with her pup."}]}))
-    assert coco_truth(instances, captions, built_in()) == {
-        "7.jpg": frozenset({"dog", "person"}),
-        "8.jpg": frozenset(),
+    truth = coco_truth(instances, captions, built_in())
+    assert truth == {
+        "7": CocoImage("7.jpg", frozenset({"dog", "person"})),
+        "8": CocoImage("8.jpg", frozenset()),
     }
-    assert coco_truth(instances, None, built_in())["7.jpg"] == frozenset({"dog"})
+    assert coco_truth(instances, None, built_in())["7"].objects == frozenset({"dog"})
+    bench = benchmark_of(truth, built_in(), ["8"], prefix="val2014", n_boot=10)
+    assert [(item.id, item.image.path) for item in bench.items] == [("8", "val2014/8.jpg")]
+    with pytest.raises(DataError, match="1 images have no annotation"):
+        benchmark_of(truth, built_in(), ["9"])
     with pytest.raises(DataError, match=r"the vocabulary \(few\) has no 'dog'"):
         coco_truth(instances, None, vocabulary([["cat"]], "few"))
     captions.write_text("{}")
@@ -92,7 +106,7 @@ def test_real_captions_name_what_their_boxes_hold(shared: Path) -> None:
     words = built_in()
     path = shared / "data" / "llava_bench" / "caps_boxes_coco2014_val_80.jsonl"
     truth = boxes_truth(path, words)
-    assert len(truth) == 80
+    assert len(truth) == 80 and truth["296284"].objects == {"donut"}
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     held = told = 0
     for row in rows:
