@@ -11,6 +11,7 @@ import base64
 import email.utils
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: what is worth a second try
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+#: what looks like a key, or the part of one that a server shows
+_KEY = re.compile(r"\b(?:sk|key|pk)-[\w*-]{4,}")
 #: characters that one token stands for, roughly, in English: for the cost estimate only
 CHARACTERS_A_TOKEN = 4.0
 
@@ -72,6 +75,7 @@ class Endpoint:
     #: seconds before the first further try; doubles each time
     pause: float = 1.0
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
@@ -139,7 +143,7 @@ class Endpoint:
                     return _text_of(reply)
                 problem = f"status {reply.status_code}"
                 if reply.status_code not in _AGAIN:
-                    raise EndpointError(f"{self.name}: {problem} {_told(reply)}")
+                    raise EndpointError(f"{self.name}: {problem}{self._told(reply)}")
                 pause = _asked_pause(reply)
             if last:
                 tries = f"{self.retries + 1} tries" if self.retries else "one try"
@@ -153,12 +157,23 @@ class Endpoint:
         key = os.environ.get(self.key_env)
         return {"Authorization": f"Bearer {key}"} if key else {}
 
+    def _told(self, reply: httpx.Response) -> str:
+        """The server's own words on an error, cut short; some servers quote the key, we do not."""
+        try:
+            found = reply.json()["error"]
+            text = str(found["message"] if isinstance(found, dict) else found)
+        except (ValueError, KeyError, TypeError):
+            return ""
+        if key := os.environ.get(self.key_env):
+            text = text.replace(key, "(the key)")
+        return f" ({_KEY.sub('(a key)', text)[:200]})"
+
     def _wait_turn(self) -> None:
         """Hold requests apart by a minute's share; the turn is taken before the wait."""
         if self.per_minute is None:
             return
         with self._lock:
-            now = time.monotonic()
+            now = self.clock()
             turn = max(self._next, now)
             self._next = turn + 60.0 / self.per_minute
         if turn > now:
@@ -176,16 +191,6 @@ def _asked_pause(reply: httpx.Response) -> float | None:
         except (TypeError, ValueError):
             return None
     return min(max(seconds, 0.0), 300.0)
-
-
-def _told(reply: httpx.Response) -> str:
-    """The server's own words on an error, cut short."""
-    try:
-        found = reply.json()["error"]
-        text = found["message"] if isinstance(found, dict) else str(found)
-    except (ValueError, KeyError, TypeError):
-        return ""
-    return f"({str(text)[:200]})"
 
 
 def _text_of(reply: httpx.Response) -> str:
