@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from data import pope_sampling
 from data.jsonl import DataError, read_rows, write_json, write_records, write_text
 from data.processes import end_with_parent
 from data.schema import Example, Facts, Image, Prompt
@@ -144,40 +144,13 @@ def prompt_for(scene: Scene, rng: random.Random, source: str, describe_share: fl
 
 
 def pope_rows(scenes: list[Scene], seed: int) -> dict[str, list[dict[str, object]]]:
-    """POPE's three splits: three present objects and three absent ones an image.
-
-    Absent ones are drawn at random, by frequency, or by co-occurrence with those present; both
-    are counted over the given scenes, as POPE counts them over its own images.
-    """
-    frequency = Counter(n for s in scenes for n in s.objects)
-    together: dict[str, Counter[str]] = {n: Counter() for n in OBJECTS}
-    for s in scenes:
-        for a in s.objects:
-            together[a].update(n for n in s.objects if n != a)
+    """POPE's three splits (``data.pope_sampling``) of scenes with three objects or more."""
+    objects = {f"{scene.id}.png": scene.objects for scene in scenes}
     rng = random.Random(f"pope/{seed}")
-    splits: dict[str, list[dict[str, object]]] = {"random": [], "popular": [], "adversarial": []}
-    for s in scenes:
-        missing = [n for n in OBJECTS if n not in s.objects]
-        present = rng.sample(s.objects, 3)
-        near = Counter({n: sum(together[o][n] for o in s.objects) for n in missing})
-        negatives = {
-            "random": rng.sample(missing, 3),
-            "popular": sorted(missing, key=lambda n: (-frequency[n], n))[:3],
-            "adversarial": sorted(missing, key=lambda n: (-near[n], n))[:3],
-        }
-        for split, rows in splits.items():
-            for yes, no in zip(present, negatives[split], strict=True):
-                for name, truth in ((yes, True), (no, False)):
-                    turn = lang.yes_no(name, truth)
-                    rows.append(
-                        {
-                            "question_id": len(rows) + 1,
-                            "image": f"{s.id}.png",
-                            "text": turn.question,
-                            "label": turn.answer.lower(),
-                        }
-                    )
-    return splits
+    splits = pope_sampling.sample(
+        objects, OBJECTS, rng=rng, ask=lambda name: lang.yes_no(name, True).question
+    )
+    return {split: [item.model_dump(mode="json") for item in items] for split, items in splits.items()}
 
 
 def _suits(scene: Scene, make: object, index: int) -> bool:
