@@ -242,20 +242,79 @@ class PpoSettings(RunSettings):
     dump_rollouts: int = Field(8, ge=0)
 
 
-class EvalSettings(RunSettings):
-    model: ModelSettings
-    #: benchmark -> file: any of pope_random, pope_popular, pope_adversarial, mmhal, describe
-    benchmarks: dict[Literal["pope_random", "pope_popular", "pope_adversarial", "mmhal", "describe"], str]
+class JudgeSettings(Settings):
+    """An OpenAI-compatible endpoint that rates answers (MMHal-Bench, LLaVA-Bench)."""
+
+    #: the API's root, e.g. http://localhost:8000/v1
+    url: str
+    model: str
+    #: environment variable that holds the key
+    key_env: str = "OPENAI_API_KEY"
+    timeout: float = Field(120.0, gt=0)
+    retries: int = Field(5, ge=0)
+    #: requests started a minute, at most
+    per_minute: float | None = Field(None, gt=0)
+    workers: int = Field(4, ge=1)
+    max_tokens: int = Field(1024, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    #: cost of a million tokens read and written, for the estimate that is shown first
+    price_input: float = Field(0.0, ge=0)
+    price_output: float = Field(0.0, ge=0)
+    #: a file with MMHal's judge prompt in place of our own wording
+    prompt: str | None = None
+    #: how often MMHal's judge is asked the same
+    repeats: int = Field(1, ge=1)
+    #: where its verdicts are kept by content; default: verdict_cache.jsonl in the output
+    cache: str | None = None
+
+
+class ChairSettings(Settings):
+    """What CHAIR needs beside ``benchmarks.chair``."""
+
+    #: captions_val2014.json; the official truth counts what captions name too
+    captions: str | None = None
+    #: the official synonyms.txt; default: our own list
+    synonyms: str | None = None
+    #: image ids to describe, one a line; default: all of the annotations (of a file of answers: its own)
+    images: str | None = None
+
+
+class BenchmarkSettings(RunSettings):
+    """Which benchmarks, and what they are judged by; for a model's run and for files of answers."""
+
+    #: benchmark -> its file; amber and llava_bench: the folder of their files
+    benchmarks: dict[
+        Literal[
+            "pope_random", "pope_popular", "pope_adversarial", "mmhal", "describe",
+            "chair", "amber", "llava_bench", "mmbench",
+        ],
+        str,
+    ]  # fmt: skip
     #: the image root; MMHal's web addresses are looked up in it by their last part
     images: str | None = None
     #: folder of POPE's pictures inside ``images``
     pope_prefix: str = ""
     #: a folder of the built-in world: its scenes are the judge of mmhal and the truth of describe
     world: str | None = None
-    #: recorded verdicts of MMHal's judge (JSONL), where there is no world
+    #: recorded verdicts of a judge (JSONL)
     verdicts: str | None = None
+    judge: JudgeSettings | None = None
+    chair: ChairSettings = ChairSettings()
+    #: finder of AMBER's nouns: auto (spaCy's en_core_web_lg if installed), words, or a spaCy model's name
+    amber_nouns: str = "auto"
+    limit: int | None = Field(None, ge=1)
+    bootstrap: int = Field(1000, ge=100)
+
+
+class EvalSettings(BenchmarkSettings):
+    model: ModelSettings
     #: further temperatures at which the describe prompts are answered, beside generate.temperature
     describe_temperatures: list[float] = []
     generate: GenerateSettings = GenerateSettings(max_new_tokens=128, temperature=0.0)
-    limit: int | None = Field(None, ge=1)
-    bootstrap: int = Field(1000, ge=100)
+
+
+class ScoreSettings(BenchmarkSettings):
+    #: a file of answers to all the benchmarks, or benchmark -> file
+    answers: str | dict[str, str]
+    #: whose answers they are, for the tables
+    name: str = "answers"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,16 @@ from align.models.lmm import load as load_lmm
 from align.pictures import encode_pictures, open_pictures
 from align.render import Renderer
 from align.schedule import step_seed
+from apps.benchmarks import benchmarks_of, check_pictures
+from apps.eval_page import page_of
 from data.formats.mmhal import write as write_mmhal
-from data.images import check_image
-from data.jsonl import DataError, read_records, write_json
-from data.schema import Message, Prompt, Response
-from data.world.annotators import rate
+from data.jsonl import write_json
+from data.schema import Message, Response
 from data.world.build import read_scenes
-from data.world.language import mentioned, question_kind
-from data.world.scene import Scene
 from evals.journal import Journal
-from evals.judges import FunctionJudge, Judge, JudgeRequest, read_recorded
-from evals.metrics import interval_from
-from evals.mmhal import MmhalBenchmark, read_benchmark
+from evals.mmhal import MmhalBenchmark
 from evals.objects import ObjectBenchmark
-from evals.pope import PopeBenchmark, read_split
-from evals.report import Cell, Page, Table, Text, write_report
+from evals.report import write_report
 from evals.runner import Benchmark, EvalItem
 from evals.runner import run as run_benchmarks
 
@@ -152,145 +147,3 @@ class Answerer:
         seed = step_seed(self.seed, "eval", chunk[0].id)
         answers = generate(self.lmm, self.renderer, asked, self.how, seed=seed)
         return {i.id: a.text for i, a in zip(chunk, answers, strict=True) if isinstance(a, Response)}
-
-
-# --- benchmarks ---
-
-
-def benchmarks_of(settings: EvalSettings, scenes: Mapping[str, Scene]) -> list[Benchmark]:
-    """The benchmarks that the settings name. DataError where a judge or the truth is missing."""
-    found: list[Benchmark] = []
-    boot: dict[str, Any] = {"n_boot": settings.bootstrap, "seed": settings.seed}
-    pope = {k.removeprefix("pope_"): v for k, v in settings.benchmarks.items() if k.startswith("pope_")}
-    if pope:
-        splits = tuple(read_split(path, name, limit=settings.limit) for name, path in pope.items())
-        found.append(PopeBenchmark(splits, prefix=settings.pope_prefix, **boot))
-    if path := settings.benchmarks.get("mmhal"):
-        judge = judge_of(settings, scenes)
-        found.append(read_benchmark(path, judge, limit=settings.limit, images=settings.images, **boot))
-    if path := settings.benchmarks.get("describe"):
-        if not scenes:
-            mend = "set world=FOLDER (the built-in world), or leave describe out"
-            raise DataError("the objects in the pictures are not known", key="benchmarks.describe", mend=mend)
-        items = describe_items(path, settings.limit)
-        truth = {i.image.id: scenes[i.image.id].objects for i in items if i.image.id in scenes}
-        found.append(ObjectBenchmark(items, truth, mentioned, name="describe", **boot))
-    return found
-
-
-def check_pictures(settings: EvalSettings, benchmarks: Sequence[Benchmark]) -> None:
-    """Raise DataError for the first picture that cannot be had, with the file and the item that name it.
-
-    Ahead of the model: found when its item is reached, it would cost the hours of the items before.
-    """
-    seen: set[str] = set()
-    for benchmark in benchmarks:
-        for item in benchmark.items:
-            if item.image.path in seen:
-                continue
-            try:
-                check_image(item.image, settings.images)
-            except DataError as error:
-                mend = error.mend
-                if item.image.url is not None and settings.images is None:
-                    mend = "download the pictures into one folder and set images to it"
-                file = file_of(settings, benchmark, item)
-                raise DataError(error.rule, file=file, key=f"item {item.id!r}", mend=mend) from error
-            if item.image.path is not None:
-                seen.add(item.image.path)
-
-
-def file_of(settings: EvalSettings, benchmark: Benchmark, item: EvalItem) -> str:
-    """The file that an item comes from."""
-    files = {str(name): path for name, path in settings.benchmarks.items()}
-    return files[f"pope_{item.id.split('/')[0]}" if isinstance(benchmark, PopeBenchmark) else benchmark.name]
-
-
-def describe_items(path: str, limit: int | None) -> tuple[EvalItem, ...]:
-    """The prompts of a file as items. DataError for one without an image."""
-    items = []
-    for record in read_records(path, "prompt", limit=limit):
-        if not isinstance(record, Prompt) or record.image is None:
-            mend = "give it one, or take it out"
-            raise DataError(f"prompt {record.id!r} has no image", file=path, key="image", mend=mend)
-        items.append(EvalItem(record.id, record.image, record.question))
-    return tuple(items)
-
-
-def judge_of(settings: EvalSettings, scenes: Mapping[str, Scene]) -> Judge | None:
-    """The world's oracle where the scenes are known, else recorded verdicts, else nobody."""
-    if scenes:
-        return FunctionJudge("world-oracle", lambda request: oracle(scenes, request))
-    if settings.verdicts:
-        return read_recorded(settings.verdicts)
-    return None
-
-
-def oracle(scenes: Mapping[str, Scene], request: JudgeRequest) -> str:
-    """The oracle's verdict in a judge's words: its reason, ``Rating: n``. DataError: an unknown image."""
-    scene = scenes.get(request.image)
-    if scene is None:
-        mend = "set world=FOLDER to the folder that the questions came with"
-        raise DataError(f"the image {request.image!r} is not a scene of this world", key="world", mend=mend)
-    kind, about = question_kind(request.question)
-    rating, reason = rate(scene, kind, about, request.reference, request.response)
-    return f"{reason}. Rating: {rating}"
-
-
-# --- the page ---
-
-
-def page_of(results: Mapping[str, Any]) -> Page:
-    """A table for each benchmark: every figure that has an interval, and where they come from."""
-    sections = [section_of(name, found) for name, found in results["benchmarks"].items()]
-    return Page("Evaluation", sections, results["model"], footer="Intervals: 95 % bootstrap over images.")
-
-
-def section_of(name: str, found: Mapping[str, Any]) -> Table | Text:
-    """One benchmark's figures with their provenance; words where there are none for want of a judge."""
-    if "judge" in found and found["judge"] is None:
-        told = (
-            "The questions were answered, and the answers were not rated: no judge was given. Rate "
-            "mmhal_responses.json, then evaluate with verdicts=FILE."
-        )
-        return Text(f"{told}\n\n{provenance(found)}", title=name)
-    rows: list[list[Cell]] = [
-        [label, interval_from(figure), figure["n"]] for label, figure in intervals(found)
-    ]
-    return Table(name, ["figure", "value", "n"], rows, provenance(found))
-
-
-def provenance(found: Mapping[str, Any]) -> str:
-    """Of which questions a benchmark's figures are, and what nobody could read: for the table's note."""
-    if "splits" in found:
-        splits = (
-            f"{name}: n = {split['n']} on {split['images']} images, "
-            f"{split['strict']['counts']['unparsed']} unparsed (strict rule), file sha256 {split['sha256']}"
-            for name, split in found["splits"].items()
-        )
-        return f"{'; '.join(splits)}."
-    if "judge" not in found:
-        return f"n = {found['n']}; questions and truth sha256 {found['sha256']}."
-    asked = f"n = {found['n']}; file sha256 {found['sha256']}."
-    if found["judge"] is None:
-        return asked
-    prompt = found["prompt"]
-    judged = f"Judge: {found['judge']}; prompt (for a judge that reads one): {prompt['name']}, sha256 "
-    counts = [
-        f"without a readable rating: {len(found['official']['unrated'])} (official rule, counted as 0), "
-        f"{len(found['strict']['unrated'])} (strict rule, left out)",
-        f"without any verdict: {len(found['unjudged'])}",
-        f"responses that themselves hold a rating: {len(found['steering'])}",
-    ]
-    return f"{asked} {judged}{prompt['sha256']}. Answers {'; '.join(counts)}."
-
-
-def intervals(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every figure with an interval inside nested results, with its path as a label."""
-    for key, value in found.items():
-        if isinstance(value, dict):
-            label = f"{prefix}{key}".replace("_", " ")
-            if {"value", "low", "high", "n"} <= value.keys():
-                yield label, value
-            else:
-                yield from intervals(value, f"{prefix}{key}, ")

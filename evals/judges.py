@@ -100,7 +100,7 @@ class CachedJudge:
 
 
 class RecordedJudge:
-    """Replays verdicts recorded before (``reason`` holds the judge's words); refuses what was not judged."""
+    """Replays verdicts recorded before (``reason`` holds the judge's words), and no others."""
 
     def __init__(self, verdicts: Iterable[Verdict]) -> None:
         self._said: dict[tuple[str, str, str], str] = {}
@@ -121,15 +121,9 @@ class RecordedJudge:
         self.name = f"recorded {names.pop()}"
 
     def judge(self, requests: Sequence[JudgeRequest]) -> dict[str, str]:
-        """Raises DataError for a response that was not judged, or whose text or question has changed."""
-        found: dict[str, str] = {}
-        for request in requests:
-            key = (request.id, request.question, request.response)
-            if key not in self._said:
-                rule = f"no recorded verdict on this response to {request.id!r}"
-                raise DataError(rule, mend="judge it first, or give the responses that were judged")
-            found[request.id] = self._said[key]
-        return found
+        """The recorded words; a response that was not judged, or has changed since, gets none."""
+        keys = {request.id: (request.id, request.question, request.response) for request in requests}
+        return {name: self._said[key] for name, key in keys.items() if key in self._said}
 
 
 def read_recorded(path: str | Path) -> RecordedJudge:

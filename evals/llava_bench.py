@@ -7,6 +7,7 @@ LLaVA's own scripts do; ``strict`` leaves it out and says how many there were.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
@@ -126,15 +127,21 @@ class LlavaBenchBenchmark:
         return replace(self, questions=tuple(q for q in self.questions if q.id in ids))
 
     def score(self, responses: Mapping[str, str]) -> Scored:
-        """Relative score in percent, overall and by category, under both rules, with intervals."""
+        """Relative score in percent, overall and by category, under both rules, with intervals.
+
+        Questions on which the judge gave nothing stand in ``unjudged`` and in no figure.
+        """
         check_ids(f"{self.name}: responses", (q.id for q in self.questions), responses)
         head: dict[str, Any] = {"n": len(self.questions), "sha256": self.sha256}
         if self.judge is None:
             return Scored(head | {"judge": None}, [])
         requests = self.requests(responses)
         said = self.judge.judge(requests)
-        check_ids(f"{self.name}: verdicts of {self.judge.name}", (r.id for r in requests), said)
-        result = head | {"judge": self.judge.name, "prompt_sha256": content_hash(PROMPT)}
+        result = head | {
+            "judge": self.judge.name,
+            "prompt": {"name": "built-in", "sha256": hashlib.sha256(PROMPT.encode()).hexdigest()},
+            "unjudged": [q.id for q in self.questions if q.id not in said],
+        }
         for rule, parse in RULES.items():
             found = {name: parse(text) for name, text in said.items()}
             unrated = sorted(name for name, scores in found.items() if scores is None)
@@ -179,6 +186,8 @@ class LlavaBenchBenchmark:
         assert self.judge is not None
         verdicts = []
         for q in self.questions:
+            if q.id not in said:
+                continue
             scores = scores_strict(said[q.id])
             verdicts.append(
                 Verdict(

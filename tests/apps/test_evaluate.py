@@ -13,7 +13,7 @@ import pytest
 
 from align.config import EvalSettings
 from align.models.tiny import build_tiny_llava
-from apps import evaluate
+from apps import benchmarks, eval_page, evaluate
 from data.jsonl import DataError, read_json, read_rows, write_records
 from data.schema import Image, Prompt, Verdict
 from data.world.build import read_scenes
@@ -91,7 +91,7 @@ def test_figures_are_those_of_the_recorded_responses(evaluated: Path, base: Path
     """Scored again from the file of responses alone, each benchmark gives the same figures."""
     found = read_json(evaluated / "results.json")["benchmarks"]
     scenes = read_scenes(world)
-    for benchmark in evaluate.benchmarks_of(settings(base, world, evaluated), scenes):
+    for benchmark in benchmarks.benchmarks_of(settings(base, world, evaluated), scenes):
         for how, suffix in (("t0", ""), ("t0.7", "@0.7")):
             said = responses(evaluated, how)
             own = {item.id: said.get(f"{benchmark.name} {item.id}") for item in benchmark.items}
@@ -104,10 +104,10 @@ def test_figures_are_those_of_the_recorded_responses(evaluated: Path, base: Path
 
 def test_the_page_holds_every_interval(evaluated: Path) -> None:
     found = read_json(evaluated / "results.json")
-    tables = [table for table in evaluate.page_of(found).sections if isinstance(table, Table)]
+    tables = [table for table in eval_page.page_of(found).sections if isinstance(table, Table)]
     assert [table.title for table in tables] == list(found["benchmarks"])
     for table in tables:
-        figures = dict(evaluate.intervals(found["benchmarks"][table.title]))
+        figures = dict(eval_page.intervals(found["benchmarks"][table.title]))
         assert [row[0] for row in table.rows] == list(figures)
         assert [(row[1], row[2]) for row in table.rows] == [
             (interval_from(figure), figure["n"]) for figure in figures.values()
@@ -125,7 +125,7 @@ def test_the_page_says_of_which_questions_its_figures_are(evaluated: Path, world
     found = read_json(evaluated / "results.json")["benchmarks"]
     notes = {
         table.title: table.note
-        for table in evaluate.page_of({"model": "m", "benchmarks": found}).sections
+        for table in eval_page.page_of({"model": "m", "benchmarks": found}).sections
         if isinstance(table, Table)
     }
     said = responses(evaluated, "t0")
@@ -151,13 +151,13 @@ def test_the_page_says_of_which_questions_its_figures_are(evaluated: Path, world
 
 def test_counts_in_the_notes_are_the_results_own() -> None:
     split = {"n": 3000, "images": 500, "sha256": "ab"} | {"strict": {"counts": {"unparsed": 7}}}
-    assert evaluate.provenance({"splits": {"random": split, "popular": split | {"n": 2910}}}) == (
+    assert eval_page.provenance({"splits": {"random": split, "popular": split | {"n": 2910}}}) == (
         "random: n = 3000 on 500 images, 7 unparsed (strict rule), file sha256 ab; "
         "popular: n = 2910 on 500 images, 7 unparsed (strict rule), file sha256 ab."
     )
     prompt = {"name": "mine.txt", "sha256": "ef"}
     judged = {"n": 96, "sha256": "cd", "judge": "people", "prompt": prompt, "unrated": ["3", "8"]}
-    assert evaluate.provenance(judged) == (
+    assert eval_page.provenance(judged) == (
         "n = 96; file sha256 cd. Judge: people; prompt (for a judge that reads one): mine.txt, sha256 ef. "
         "Unrated, counted as 0: 2."
     )
@@ -339,7 +339,7 @@ def test_without_a_judge_answers_are_handed_out(
     said = [row.pop("model_answer") for row in handed]
     assert handed == [{k: v for k, v in row.items() if k != "model_answer"} for row in template]
     assert said == [responses(evaluated, "t0")[f"mmhal {i}"] for i in range(12)]
-    (told,) = evaluate.page_of(read_json(run / "results.json")).sections
+    (told,) = eval_page.page_of(read_json(run / "results.json")).sections
     assert isinstance(told, Text) and told.title == "mmhal"
     assert "the answers were not rated: no judge was given" in told.body
     assert "n = 12; file sha256" in told.body
@@ -394,8 +394,8 @@ def test_the_oracle_speaks_as_a_judge(world: Path, request_for: Callable[..., Ju
     scenes = read_scenes(world)
     scene = next(iter(scenes.values()))
     group = scene.groups[0]
-    right = evaluate.oracle(scenes, request_for(f"It is {group.colour}."))
-    wrong = evaluate.oracle(scenes, request_for("It is purple and black."))
+    right = benchmarks.oracle_says(scenes, request_for(f"It is {group.colour}."))
+    wrong = benchmarks.oracle_says(scenes, request_for("It is purple and black."))
     assert (rating_official(right), rating_official(wrong)) == (6, 1)
     with pytest.raises(DataError, match="the image 'x' is not a scene of this world"):
-        evaluate.oracle(scenes, request_for("", image="x"))
+        benchmarks.oracle_says(scenes, request_for("", image="x"))

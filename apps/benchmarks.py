@@ -1,0 +1,190 @@
+"""The benchmarks that settings name, with their truth and judges: for models and for files of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.config import BenchmarkSettings
+from data.formats import amber as amber_files
+from data.images import check_image
+from data.jsonl import DataError, read_records
+from data.schema import Prompt
+from data.world.annotators import rate
+from data.world.language import mentioned, question_kind
+from data.world.scene import Scene
+from evals import chair, llava_bench, mmbench, nouns
+from evals.amber import AmberBenchmark
+from evals.judges import CachedJudge, FunctionJudge, Judge, JudgeRequest, read_recorded
+from evals.llava_bench import LlavaBenchBenchmark
+from evals.mmbench import MmbenchBenchmark
+from evals.mmhal import read_benchmark, read_prompt
+from evals.objects import ObjectBenchmark
+from evals.pope import PopeBenchmark, read_split
+from evals.runner import Benchmark, EvalItem
+
+
+def benchmarks_of(settings: BenchmarkSettings, scenes: Mapping[str, Scene]) -> list[Benchmark]:
+    """The benchmarks that the settings name. DataError where a judge or the truth is missing."""
+    found: list[Benchmark] = []
+    boot: dict[str, Any] = {"n_boot": settings.bootstrap, "seed": settings.seed}
+    pope = {k.removeprefix("pope_"): v for k, v in settings.benchmarks.items() if k.startswith("pope_")}
+    if pope:
+        splits = tuple(read_split(path, name, limit=settings.limit) for name, path in pope.items())
+        found.append(PopeBenchmark(splits, prefix=settings.pope_prefix, **boot))
+    if path := settings.benchmarks.get("mmhal"):
+        judge = judge_of(settings, scenes)
+        more: dict[str, Any] = {"limit": settings.limit, "images": settings.images, **boot}
+        if settings.judge is not None:
+            more["repeats"] = settings.judge.repeats
+            if settings.judge.prompt is not None:
+                more["prompt"] = read_prompt(settings.judge.prompt)
+        found.append(read_benchmark(path, judge, **more))
+    if path := settings.benchmarks.get("describe"):
+        if not scenes:
+            mend = "set world=FOLDER (the built-in world), or leave describe out"
+            raise DataError("the objects in the pictures are not known", key="benchmarks.describe", mend=mend)
+        items = describe_items(path, settings.limit)
+        truth = {i.image.id: scenes[i.image.id].objects for i in items if i.image.id in scenes}
+        found.append(ObjectBenchmark(items, truth, mentioned, name="describe", **boot))
+    if path := settings.benchmarks.get("chair"):
+        found.append(chair_of(settings, path, **boot))
+    if path := settings.benchmarks.get("amber"):
+        found.append(amber_of(settings, path, **boot))
+    if path := settings.benchmarks.get("llava_bench"):
+        files = [first_of(path, names, "benchmarks.llava_bench") for names in LLAVA_BENCH_FILES]
+        questions = llava_bench.read_questions(*files, limit=settings.limit)
+        found.append(LlavaBenchBenchmark(questions, judge_of(settings, scenes, oracle=False), **boot))
+    if path := settings.benchmarks.get("mmbench"):
+        found.append(MmbenchBenchmark(mmbench.read_questions(path, limit=settings.limit), **boot))
+    return found
+
+
+#: LLaVA-Bench's questions, reference answers and contexts: of COCO's 80 images, or in the wild
+LLAVA_BENCH_FILES = (
+    ("qa90_questions.jsonl", "questions.jsonl"),
+    ("qa90_gpt4_answer.jsonl", "answers_gpt4.jsonl"),
+    ("caps_boxes_coco2014_val_80.jsonl", "context.jsonl"),
+)
+
+
+def first_of(folder: str, names: Sequence[str], key: str) -> Path:
+    """The file of a folder that has one of these names. DataError where none has."""
+    for name in names:
+        if (Path(folder) / name).is_file():
+            return Path(folder) / name
+    mend = "give the folder with the benchmark's own files"
+    raise DataError(f"no {' or '.join(names)} in it", file=folder, key=key, mend=mend)
+
+
+def amber_of(settings: BenchmarkSettings, folder: str, **boot: Any) -> AmberBenchmark:
+    """AMBER from its folder: both kinds of questions, or the kind whose file is there."""
+    key = "benchmarks.amber"
+    annotations, relation, safe = (
+        first_of(folder, (name,), key) for name in ("annotations.json", "relation.json", "safe_words.txt")
+    )
+    queries = [
+        path
+        for kind in ("generative", "discriminative")
+        for place in ("", "query")
+        if (path := Path(folder) / place / f"query_{kind}.json").is_file()
+    ]
+    if not queries:
+        first_of(folder, ("query_generative.json", "query_discriminative.json"), key)
+    words = amber_files.read_words(relation, safe)
+    items = [q for path in queries for q in amber_files.read(path, annotations, limit=settings.limit)]
+    return AmberBenchmark(tuple(items), words, nouns.finder(words.known, settings.amber_nouns), **boot)
+
+
+def chair_of(settings: BenchmarkSettings, path: str, **boot: Any) -> ObjectBenchmark:
+    """CHAIR from COCO's annotations (JSON), or from lines with captions and boxes (JSONL)."""
+    files = settings.chair
+    words = chair.read_vocabulary(files.synonyms) if files.synonyms else chair.built_in()
+    lines = Path(path).suffix == ".jsonl"
+    truth = chair.boxes_truth(path, words) if lines else chair.coco_truth(path, files.captions, words)
+    ids = read_ids(files.images) if files.images else list(truth)
+    return chair.benchmark_of(truth, words, ids[: settings.limit], **boot)
+
+
+def read_ids(path: str) -> list[str]:
+    """One id a line, blank lines left out."""
+    try:
+        text = Path(path).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        rule = f"not UTF-8 (byte {error.start})"
+        raise DataError(rule, file=path, mend="save the file as UTF-8") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def check_pictures(settings: BenchmarkSettings, benchmarks: Sequence[Benchmark]) -> None:
+    """Raise DataError for the first picture that cannot be had, with the file and the item that name it.
+
+    Ahead of the model: found when its item is reached, it would cost the hours of the items before.
+    """
+    seen: set[str] = set()
+    for benchmark in benchmarks:
+        for item in benchmark.items:
+            if item.image.path in seen:
+                continue
+            try:
+                check_image(item.image, settings.images)
+            except DataError as error:
+                mend = error.mend
+                if item.image.url is not None and settings.images is None:
+                    mend = "download the pictures into one folder and set images to it"
+                file = file_of(settings, benchmark, item)
+                raise DataError(error.rule, file=file, key=f"item {item.id!r}", mend=mend) from error
+            if item.image.path is not None:
+                seen.add(item.image.path)
+
+
+def file_of(settings: BenchmarkSettings, benchmark: Benchmark, item: EvalItem) -> str:
+    """The file that an item comes from."""
+    files = {str(name): path for name, path in settings.benchmarks.items()}
+    return files[f"pope_{item.id.split('/')[0]}" if isinstance(benchmark, PopeBenchmark) else benchmark.name]
+
+
+def describe_items(path: str, limit: int | None) -> tuple[EvalItem, ...]:
+    """The prompts of a file as items. DataError for one without an image."""
+    items = []
+    for record in read_records(path, "prompt", limit=limit):
+        if not isinstance(record, Prompt) or record.image is None:
+            mend = "give it one, or take it out"
+            raise DataError(f"prompt {record.id!r} has no image", file=path, key="image", mend=mend)
+        items.append(EvalItem(record.id, record.image, record.question))
+    return tuple(items)
+
+
+def judge_of(
+    settings: BenchmarkSettings, scenes: Mapping[str, Scene], *, oracle: bool = True
+) -> Judge | None:
+    """Recorded verdicts if there are any, else the endpoint, else the world's oracle, else nobody.
+
+    What an endpoint said is kept by content, so that no answer is paid for twice.
+    """
+    if settings.verdicts:
+        return read_recorded(settings.verdicts)
+    if settings.judge is not None:
+        # imported here: nobody else needs a client for the web
+        from evals.endpoint import Endpoint, EndpointJudge, Price
+
+        how = settings.judge.model_dump(exclude={"prompt", "repeats", "cache", "price_input", "price_output"})
+        price = Price(settings.judge.price_input, settings.judge.price_output)
+        judge = EndpointJudge(Endpoint(**how, price=price))
+        cache = settings.judge.cache or Path(settings.output) / "verdict_cache.jsonl"
+        return CachedJudge(judge, cache, chunk=4 * settings.judge.workers)
+    if scenes and oracle:
+        return FunctionJudge("world-oracle", lambda request: oracle_says(scenes, request))
+    return None
+
+
+def oracle_says(scenes: Mapping[str, Scene], request: JudgeRequest) -> str:
+    """The oracle's verdict in a judge's words: its reason, ``Rating: n``. DataError: an unknown image."""
+    scene = scenes.get(request.image)
+    if scene is None:
+        mend = "set world=FOLDER to the folder that the questions came with"
+        raise DataError(f"the image {request.image!r} is not a scene of this world", key="world", mend=mend)
+    kind, about = question_kind(request.question)
+    rating, reason = rate(scene, kind, about, request.reference, request.response)
+    return f"{reason}. Rating: {rating}"

@@ -1,0 +1,126 @@
+"""``align eval score``: benchmarks scored from files of answers, whoever gave them. No model, no torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from align.config import ScoreSettings
+from apps.benchmarks import benchmarks_of
+from apps.eval_page import page_of
+from data.jsonl import DataError, read_rows, write_json, write_records
+from data.processes import sole_writer
+from data.schema import Verdict
+from data.world.build import read_scenes
+from evals import answers as answer_files
+from evals.answers import Answers, read_answers
+from evals.objects import ObjectBenchmark
+from evals.pope import PopeBenchmark
+from evals.report import write_report
+from evals.runner import Benchmark
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: ScoreSettings) -> Path:
+    """Write ``verdicts.jsonl``, ``results.json`` and ``report.html``; the same files give the same bytes.
+
+    Answers that are missing, stand twice, or belong elsewhere are counted in each benchmark's ``answers``
+    and told in a warning; its figures are of the items that have one.
+
+    Raises:
+        DataError: a benchmark's own files cannot be read, or a file of answers is not there.
+    """
+    scenes = read_scenes(Path(settings.world)) if settings.world else {}
+    benchmarks = benchmarks_of(settings, scenes)
+    files = {benchmark.name: files_of(settings, benchmark) for benchmark in benchmarks}
+    output = Path(settings.output)
+    if settings.dry_run:
+        return output
+    output.mkdir(parents=True, exist_ok=True)
+    with sole_writer(output):
+        results: dict[str, Any] = {}
+        verdicts: list[Verdict] = []
+        for benchmark in benchmarks:
+            benchmark, found = answers_to(settings, benchmark, files[benchmark.name])
+            told(benchmark.name, found)
+            scored = answer_files.score(benchmark, found)
+            results[benchmark.name] = scored.result
+            verdicts += scored.verdicts
+        whole = {"model": settings.name, "benchmarks": results}
+        write_records(output / "verdicts.jsonl", verdicts)
+        write_report(output / "report.html", page_of(whole))
+        write_json(output / "results.json", whole)
+    return output
+
+
+def files_of(settings: ScoreSettings, benchmark: Benchmark) -> dict[str, Path]:
+    """Part of the ids (a POPE split's, else "") -> the file that answers it."""
+    if isinstance(settings.answers, str):
+        return {"": Path(settings.answers)}
+    found = {}
+    for part in parts(benchmark):
+        name = f"pope_{part}" if part else benchmark.name
+        if name in settings.answers:
+            found[part] = Path(settings.answers[name])
+    if not found:
+        mend = f"give answers.{benchmark.name}=FILE, or one file for all"
+        raise DataError(f"no file of answers to {benchmark.name}", key="answers", mend=mend)
+    return found
+
+
+def parts(benchmark: Benchmark) -> list[str]:
+    """POPE's splits, which may be answered in files of their own; "" for the whole of another benchmark."""
+    return [split.name for split in benchmark.splits] if isinstance(benchmark, PopeBenchmark) else [""]
+
+
+def answers_to(
+    settings: ScoreSettings, benchmark: Benchmark, files: Mapping[str, Path]
+) -> tuple[Benchmark, Answers]:
+    """The benchmark with the answers to it.
+
+    CHAIR without a list of images is about the images that were described, as its official scorer is.
+    """
+    if isinstance(benchmark, ObjectBenchmark) and benchmark.name == "chair" and not settings.chair.images:
+        named = {name for path in files.values() for name in ids_in(path)}
+        known = [item.id for item in benchmark.items if item.id in named]
+        if known:
+            benchmark = benchmark.only(set(known))
+    wanted = [item.id for item in benchmark.items]
+    together: dict[str, Any] = {"texts": {}} | dict.fromkeys(answer_files.TROUBLES, ())
+    for part, path in files.items():
+        prefix = f"{part}/" if part else ""
+        ids = [name for name in wanted if name.startswith(prefix)]
+        found = read_answers(path, ids, benchmark=benchmark.name, sha256=hash_of(benchmark), prefix=prefix)
+        together["texts"] |= found.texts
+        for name in answer_files.TROUBLES:
+            together[name] += getattr(found, name)
+    together["missing"] = tuple(name for name in wanted if name not in together["texts"])
+    return benchmark, Answers(**together)
+
+
+def ids_in(path: Path) -> Iterator[str]:
+    """The ids that a file of answers names."""
+    for _, row in read_rows(path):
+        if isinstance(row, DataError):
+            continue
+        for key in answer_files.ID_KEYS:
+            if isinstance(row.get(key), (str, int)):
+                yield str(row[key])
+                break
+
+
+def hash_of(benchmark: Benchmark) -> str | None:
+    """The benchmark's hash, which answers may name; None for POPE, whose splits have one each."""
+    return getattr(benchmark, "sha256", None)
+
+
+def told(name: str, answers: Answers) -> None:
+    """One warning with everything that does not fit."""
+    if answers.complete:
+        return
+    counts = (f"{len(getattr(answers, kind))} {kind.replace('_', ' ')}" for kind in answer_files.TROUBLES
+              if getattr(answers, kind))  # fmt: skip
+    log.warning("%s: %d answers; %s (see results.json)", name, len(answers.texts), ", ".join(counts))
