@@ -245,9 +245,7 @@ def make_data(root: str, seed: int, sizes: dict[str, int]) -> None:
     """Draw the world of this seed into ``data/``."""
     from data.world.build import WorldRates, WorldSizes, build
 
-    folder = Path(root) / "data"
-    build(folder, WorldSizes(**sizes), WorldRates(), seed=seed)
-    (folder / "DONE").touch()
+    build(Path(root) / "data", WorldSizes(**sizes), WorldRates(), seed=seed)
 
 
 def make_labels(root: str, seed: int, heldout: int, test: int) -> None:

@@ -52,6 +52,14 @@ def test_the_folder_is_written_at_the_smallest_scale(world: Path) -> None:
     assert sorted(p.stem for p in (world / "images").iterdir()) == sorted(scenes)
 
 
+def test_another_world_does_not_go_into_the_folder(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["data", "world", str(world), "--seed", "2", "--scale", "0.0001", "--difficulty", "0.2"]
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert f"{world}: holds a world of other settings (difficulty: 0.1 there, 0.2 now); choose" in error
+    assert {s.difficulty for s in read_scenes(world).values()} == {0.1}
+
+
 def test_clean_labelers_choose_what_is_true(world: Path, tmp_path: Path) -> None:
     write_records(tmp_path / "samples.jsonl", pairs_of(world))
     done = tmp_path / "clean.jsonl"
