@@ -9,9 +9,8 @@ sample.
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -19,51 +18,18 @@ from PIL import Image as PILImage
 from torch import Tensor
 from transformers import LlavaProcessor
 
-from align.config import FactKind
 from align.rows import IGNORE as IGNORE
 from align.rows import RenderError as RenderError
 from align.rows import Row, fit, pad, pad_like
+from align.template import FACTS_HEADER as FACTS_HEADER
+from align.template import REWARD_TEMPLATE as REWARD_TEMPLATE
+from align.template import facts_text as facts_text
+from align.template import fill as fill
 from data.images import pad_square
-from data.schema import Example, Facts, Message
+from data.schema import Example, Message
 
 #: a picture; or its normalised pixels (3, S, S); or its grid features (N, D), see ``lmm.vision_features``
 ImageInput: TypeAlias = PILImage.Image | Tensor | None
-
-#: The evaluation turn ahead of the score. ``{facts}`` is replaced by the facts, or by nothing.
-REWARD_TEMPLATE = (
-    "{facts}\n"
-    "Now judge the last answer. It should be accurate: every claim holds in the image. It should be helpful: "
-    "it answers what was asked. It should read naturally and be concise. Is the answer correct?"
-)
-FACTS_HEADER = "True of the image:"
-
-
-def facts_text(
-    facts: Facts, kinds: Sequence[FactKind], max_facts: Mapping[FactKind, int], rng: random.Random
-) -> str | None:
-    """The facts of the given ``kinds`` as lines of text, in an order that ``rng`` shuffles; None without any.
-
-    At most ``max_facts[kind]`` entries of a kind, picked by ``rng`` (thesis, 9.3: 5 captions, 3 rationales).
-    """
-    lines: list[str] = []
-    for kind in kinds:
-        if kind == "answer":
-            lines += [f"The right answer is {facts.answer}."] if facts.answer else []
-            continue
-        entries = list(getattr(facts, kind))
-        rng.shuffle(entries)
-        entries = entries[: max_facts.get(kind, len(entries))]
-        if kind == "objects" and entries:
-            lines.append(f"Objects in it: {', '.join(entries)}.")
-        elif kind != "objects":
-            lines += entries
-    rng.shuffle(lines)
-    return "\n".join([FACTS_HEADER, *lines]) if lines else None
-
-
-def fill(template: str, **texts: str) -> str:
-    """The template with each ``{name}`` replaced by its text; braces inside the texts stay as they are."""
-    return re.sub(r"\{(\w+)\}", lambda found: texts.get(found[1], found[0]), template).strip()
 
 
 class Renderer:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import torch
 from peft import PeftModel
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
 
 from align.checkpoint import load_tensors, save_tensors
@@ -34,6 +34,7 @@ from align.models.lmm import (
 )
 from align.pairs import check_facts
 from align.render import IGNORE, REWARD_TEMPLATE, ImageInput, Renderer, facts_text
+from align.template import check_template
 from data.jsonl import read_json, write_json, write_text
 from data.schema import Example, Facts, Message
 
@@ -52,12 +53,19 @@ class RewardInfo(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: ModelSettings
-    template: str = REWARD_TEMPLATE
+    #: ahead of the template, which must have a place for them
     facts: list[FactKind] = []
+    template: str = REWARD_TEMPLATE
     max_facts: dict[FactKind, Annotated[int, Field(ge=1)]] = {}
     target: str = "preferred"
     #: agreement with held-out choices (``align.pairs.PairReport``), None if none were held out
     heldout: dict[str, float | int | None] | None = None
+
+    @field_validator("template")
+    @classmethod
+    def _places(cls, template: str, info: ValidationInfo) -> str:
+        check_template(template, info.data.get("facts", ()))
+        return template
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,33 @@ def test_limits_of_facts_are_checked(recipe: Path, limits: str, part: str) -> No
     with pytest.raises(ConfigError, match=part) as caught:
         resolve(RewardSettings, recipe, [f"max_facts={limits}"])
     assert "max_facts" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "template, told",
+    [
+        (
+            "{fact} Good?",
+            "'template': the template names {fact}, which nothing replaces; did you",
+        ),
+        ("{facts} {respones} Good?", "names {respones}, which nothing replaces; did you mean {response}?"),
+        ("{ facts } Good?", "names { facts }, which nothing replaces; did you mean {facts}?"),
+        ("{facts} {} Good?", "names {}, which nothing replaces; the places are {facts} and {response}"),
+        ("Good?", "the model reads facts (captions), and the template has no place for them; put {facts}"),
+    ],
+)
+def test_a_template_has_known_places_only(recipe: Path, template: str, told: str) -> None:
+    recipe.write_text("output: x\nmodel: {path: m}\ndata: {path: d}\n")
+    given = [f"template={json.dumps(template)}", "facts=[captions]"]
+    text = _error(RewardSettings, recipe, given)
+    assert text.startswith("argument 'template=") and told in text and text.count("\n") == 0
+
+
+def test_a_template_may_have_braces_of_its_own_and_no_facts(recipe: Path) -> None:
+    recipe.write_text("output: x\nmodel: {path: m}\ndata: {path: d}\n")
+    for template in ("Good?", "{response} Good?", "{facts}{response}", '{facts} Give {"ok": 1}.'):
+        found = resolve(RewardSettings, recipe, [f"template={json.dumps(template)}"])
+        assert found.template == template
 
 
 def test_wrong_type_and_broken_rule_are_named(recipe: Path) -> None:

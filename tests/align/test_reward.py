@@ -221,6 +221,16 @@ def test_shared_weights_choose_neither_code_nor_device(
     assert asked[1] == ModelSettings(path=path, attention="eager", device="cpu", trust_remote_code=True)
 
 
+def test_a_shared_template_with_a_typo_is_refused(trained: Path, tmp_path: Path):
+    shared = Path(shutil.copytree(trained / "reward", tmp_path / "shared"))
+    text = (shared / "reward.json").read_text()
+    (shared / "reward.json").write_text(text.replace("{facts}", "{fact}"))
+    with pytest.raises(
+        RewardError, match=r"reward\.json: template: .*names \{fact\}.*did you mean \{facts\}\?"
+    ):
+        read_info(shared)
+
+
 def test_a_failed_save_leaves_nothing(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = RewardModel.load(trained)
 
