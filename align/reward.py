@@ -290,23 +290,6 @@ class State:
 # --- scoring ---
 
 
-def score_pairs(
-    model: RewardModel,
-    data: DataSettings,
-    target: str = "preferred",
-    *,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> PairReport:
-    """Agreement of a reward model with the choices in any preference file (noisy, clean, one kind of error).
-
-    Raises DataError as reading does, and for records without the facts that the model reads.
-    """
-    records = read_preferences(data)
-    check_facts(records, model.info.facts, _name(data))
-    return report_pairs(model, pairs_of(records, target)[0], data.images, seed=seed, batch_size=batch_size)
-
-
 def report_pairs(
     model: RewardModel,
     pairs: Sequence[Pair],

@@ -63,11 +63,6 @@ class OpenClipVisionConfig(PretrainedConfig):
         """True when the first token of every hidden state is a class token, not a grid cell."""
         return not self.is_resnet
 
-    @property
-    def num_patches(self) -> int:
-        """Grid cells of one image."""
-        return (self.image_size // self.patch_size) ** 2
-
 
 def _checked(vision_cfg: dict[str, Any]) -> dict[str, Any]:
     cfg = {"layers": 12, "width": 768, "patch_size": 16, "image_size": 224, **vision_cfg}

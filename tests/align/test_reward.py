@@ -14,7 +14,7 @@ import torch
 from PIL import Image as PilImage
 
 import align.reward_model
-from align.config import DataSettings, ModelSettings, RewardSettings
+from align.config import ModelSettings, RewardSettings
 from align.launch import LaunchError
 from align.models.lmm import Lmm
 from align.models.tiny import build_tiny_llava
@@ -27,7 +27,6 @@ from align.reward import (
     pair_pictures,
     read_pairs,
     run,
-    score_pairs,
     train_step,
 )
 from align.reward_model import RewardInfo, ScoreItem, read_info, same_base
@@ -276,19 +275,8 @@ def test_missing_facts_stop_before_any_model_is_loaded(world: Path, trained: Pat
     with pytest.raises(DataError, match=r"bare\.jsonl: facts: .*1 records have none: bare; add them"):
         run(broken)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(DataError, match="1 records have none: bare"):
-        score_pairs(RewardModel.load(trained), DataSettings(path=str(tmp_path / "bare.jsonl")))
     with pytest.raises(DataError, match="1 records have none: x"):
         RewardModel.load(trained).score([ScoreItem("x", bare.messages, "y", Facts(answer="A"))])
-
-
-def test_score_pairs_reads_any_preference_file(world: Path, trained: Path):
-    data = DataSettings(path=str(world / "preferences.jsonl"), images=str(world / "images"))
-    found = score_pairs(RewardModel.load(trained), data)
-    assert (found.n, found.accuracy) == (48, 1.0)
-    # the texts differ in one word only
-    assert found.equal_length_n == 48
-    assert found.equal_length_accuracy == 1.0
 
 
 def test_kill_and_resume_is_bit_identical(
