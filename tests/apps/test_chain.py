@@ -16,7 +16,6 @@ from align.config import EvalSettings, PpoSettings, RewardSettings, RunSettings,
 from apps import demo
 from apps.chain import (
     QUICK,
-    STAGES,
     ChainError,
     Scale,
     alone_in,
@@ -27,6 +26,7 @@ from apps.chain import (
     scale_of,
 )
 from apps.scheduler import Progress, Step, check_graph
+from apps.stages import STAGES
 from apps.studies import rlhf
 from data.jsonl import read_json, read_records, write_records
 from data.schema import HALLUCINATION, Image, Message, Preference, Response
@@ -53,7 +53,7 @@ MICRO = replace(
 def resolved(step: Step) -> RunSettings:
     """The settings that the step's worker will run with."""
     values = [f"{k}={json.dumps(v)}" for k, v in step.arguments["overrides"].items()]
-    settings = getattr(config, STAGES[step.arguments["stage"]][1])
+    settings = getattr(config, STAGES[step.arguments["stage"]].settings)
     return config.resolve(settings, RECIPES / f"{step.arguments['recipe']}.yaml", values)
 
 
@@ -136,6 +136,16 @@ def test_a_stage_runs_with_its_recipe_and_may_continue(
     step = next(step for step in chain(tmp_path, 3, MICRO) if step.name == "samples")
     step.run(**step.arguments)
     assert seen == [resolved(step).model_copy(update={"resume": True})]
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON's escapes of 🙂 are two half characters to YAML."""
+    seen: list[RunSettings] = []
+    monkeypatch.setitem(__import__("sys").modules, "align.sample", SimpleNamespace(run=seen.append))
+    root = tmp_path / "Studie 🙂 'é'"
+    step = next(step for step in chain(root, 3, MICRO) if step.name == "samples")
+    step.run(**step.arguments)
+    assert seen[0].output == str(root / "samples")
 
 
 # --- the folder ---
