@@ -31,6 +31,9 @@ from data.schema import Example, Message
 #: a picture; or its normalised pixels (3, S, S); or its grid features (N, D), see ``lmm.vision_features``
 ImageInput: TypeAlias = PILImage.Image | Tensor | None
 
+#: stands for a picture where only its place counts
+_BLANK = PILImage.new("RGB", (32, 32))
+
 
 class Renderer:
     """Renders conversations with the chat template and tokenizer of one processor.
@@ -112,6 +115,12 @@ class Renderer:
         with ``{response}`` repeats the response there: a small causal model can then check it against the
         facts, which it has read by that time.
         """
+        return self.prompt_batch(self._judged(items, template), max_length=max_length, names=names)
+
+    def _judged(
+        self, items: Sequence[tuple[Sequence[Message], str, str | None, ImageInput]], template: str | None
+    ) -> list[tuple[list[Message], ImageInput]]:
+        """The conversations that ``reward_batch`` renders."""
         template = template or REWARD_TEMPLATE
         conversations = []
         for messages, response, facts, image in items:
@@ -126,13 +135,52 @@ class Renderer:
                 Message(role="user", content=question),
             ]
             conversations.append((turns, image))
-        return self.prompt_batch(conversations, max_length=max_length, names=names)
+        return conversations
 
     def prompt_lengths(self, items: Sequence[tuple[Sequence[Message], ImageInput]]) -> list[int]:
         """Tokens of each prompt, an image counted as one: what batches are sorted by."""
         turns = [self._clean(m) for m, _ in items]
         names = [f"#{i}" for i in range(len(items))]
         return [len(r.ids) for r in self._encode(turns, [i for _, i in items], generate=True, names=names)]
+
+    def image_length(self) -> int:
+        """Tokens of an image in the text; 1 where the processor is not LLaVA's and the picture decides."""
+        if not isinstance(self.processor, LlavaProcessor):
+            return 1
+        return self._image_tokens(self._image_inputs([_BLANK]))
+
+    def reward_lengths(
+        self,
+        items: Sequence[tuple[Sequence[Message], str, str | None, bool]],
+        template: str | None = None,
+    ) -> list[int]:
+        """Tokens of each (messages, response, facts, has an image) item as ``reward_batch`` renders it, an
+        image counted as ``image_length``. No picture is opened."""
+        shown = [(ask, said, facts, _BLANK if seen else None) for ask, said, facts, seen in items]
+        lengths = self.prompt_lengths(self._judged(shown, template))
+        more = self.image_length() - 1
+        return [n + more * item[3] for n, item in zip(lengths, items, strict=True)]
+
+    def misfits(self, examples: Sequence[Example], max_length: int) -> list[str]:
+        """What ``train_batch`` would say of the samples that cannot be cut to ``max_length``.
+
+        No picture is opened; an image counts as ``image_length``.
+        """
+        said = []
+        count = self.image_length()
+        for start in range(0, len(examples), 256):
+            part = examples[start : start + 256]
+            images = [None if e.image is None else _BLANK for e in part]
+            turns = [self._clean(e.messages) for e in part]
+            rows = self._encode(turns, images, generate=False, names=[e.id for e in part])
+            for row, image in zip(rows, images, strict=True):
+                try:
+                    if isinstance(self.processor, LlavaProcessor):
+                        self._expand(row, 0 if image is None else count)
+                    fit(row, max_length)
+                except RenderError as error:
+                    said.append(str(error))
+        return said
 
     def pixel_values(self, pictures: Sequence[PILImage.Image]) -> Tensor:
         """Normalised pixels (n, 3, S, S) of a LLaVA processor's pictures, each seen whole."""

@@ -67,6 +67,12 @@ class RewardInfo(BaseModel):
         check_template(template, info.data.get("facts", ()))
         return template
 
+    def facts_of(self, name: str, facts: Facts, seed: int | str) -> str | None:
+        """The facts that this model reads as text, picked and ordered by ``seed`` and ``name``, or None."""
+        if not self.facts:
+            return None
+        return facts_text(facts, self.facts, self.max_facts, random.Random(f"{seed}/{name}"))
+
 
 @dataclass
 class ScoreItem:
@@ -198,9 +204,8 @@ class RewardModel:
             return self.head(hidden)
 
     def facts_of(self, name: str, facts: Facts, seed: int | str) -> str | None:
-        if not self.info.facts:
-            return None
-        return facts_text(facts, self.info.facts, self.info.max_facts, random.Random(f"{seed}/{name}"))
+        """What the item ``name`` shows of ``facts``: :meth:`RewardInfo.facts_of`."""
+        return self.info.facts_of(name, facts, seed)
 
     @torch.no_grad()
     def score(

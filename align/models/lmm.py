@@ -143,7 +143,7 @@ def load(settings: ModelSettings, *, trainable: bool = False) -> Lmm:
         model = AutoModelForImageTextToText.from_pretrained(
             settings.path, **options, **({} if settings.adapters else small)
         )
-        processor = AutoProcessor.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+    processor = load_processor(settings)
     if not settings.bits:
         model = model.to(device)
     for adapter in settings.adapters:
@@ -154,6 +154,12 @@ def load(settings: ModelSettings, *, trainable: bool = False) -> Lmm:
         keep_unpacked(model)
     model.requires_grad_(trainable)
     return Lmm(model.eval(), processor, settings.path)
+
+
+def load_processor(settings: ModelSettings) -> Any:
+    """The processor of a checkpoint, without its weights. Raises ModelError for one that cannot be had."""
+    with _named(settings.path, OSError):
+        return AutoProcessor.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
 
 
 def _fetch_config(adapter: str) -> None:
