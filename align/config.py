@@ -65,6 +65,11 @@ class ModelSettings(Settings):
         """The adapters to merge, in order."""
         return [self.adapter] if isinstance(self.adapter, str) else list(self.adapter or [])
 
+    @property
+    def name(self) -> str:
+        """What tells the model apart: the last adapter, else the checkpoint."""
+        return (self.adapters or [self.path])[-1]
+
     @field_validator("path")
     @classmethod
     def _shipped(cls, path: str) -> str:

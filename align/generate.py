@@ -92,7 +92,7 @@ def generate(
         for j, tokens in enumerate(ids):
             text = renderer.decode(tokens[: mask[j]])
             answers[rows[j // num_return]].append(
-                Response(text=text, model=lmm.path, complete=bool(out.complete[j]))
+                Response(text=text, model=lmm.name, complete=bool(out.complete[j]))
             )
     return answers if num_return > 1 else [a[0] for a in answers]
 

@@ -48,11 +48,13 @@ if not sys.stderr.isatty():
 
 @dataclass
 class Lmm:
-    """A model with its processor; ``path`` is where it came from (None for one built in memory)."""
+    """A model with its processor; ``path`` is where its base came from (None for one built in memory)."""
 
     model: Any
     processor: Any
     path: str | None = None
+    #: what its responses are signed with: the last adapter merged into it, or ``path``
+    name: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -153,7 +155,7 @@ def load(settings: ModelSettings, *, trainable: bool = False) -> Lmm:
             model = quantize(model, settings.path, options | small)
         keep_unpacked(model)
     model.requires_grad_(trainable)
-    return Lmm(model.eval(), processor, settings.path)
+    return Lmm(model.eval(), processor, settings.path, settings.name)
 
 
 def load_processor(settings: ModelSettings) -> Any:

@@ -10,6 +10,7 @@ import pytest
 from align.config import (
     ConfigError,
     EvalSettings,
+    ModelSettings,
     PpoSettings,
     RewardSettings,
     SftSettings,
@@ -231,6 +232,11 @@ def test_missing_file_and_binary_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("argument", ["seed", "=3", "optim.=3", "seed=[1", "output.x=1"])
 def test_bad_arguments(recipe: Path, argument: str) -> None:
     assert _error(SftSettings, recipe, [argument]).startswith(f"argument {argument!r}: ")
+
+
+@pytest.mark.parametrize(("adapter", "name"), [(None, "m"), ("a", "a"), (["a", "b"], "b"), ([], "m")])
+def test_a_model_is_called_by_its_last_adapter(adapter: str | list[str] | None, name: str) -> None:
+    assert ModelSettings(path="m", adapter=adapter).name == name
 
 
 def test_a_hub_id_is_told_from_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
