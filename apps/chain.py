@@ -255,7 +255,8 @@ def make_labels(root: str, seed: int, heldout: int, test: int) -> None:
 
     source, folder = Path(root) / "samples/samples.jsonl", Path(root) / "labels"
     scenes = read_scenes(Path(root) / "data")
-    pairs = [record for record in read_records(source, "preference") if isinstance(record, Preference)]
+    records = read_records(source, "preference", strict=True)
+    pairs = [record for record in records if isinstance(record, Preference)]
     if len(pairs) < heldout + test + 2:
         raise ChainError(
             f"{source}: only {len(pairs)} prompts drew two different responses, and {heldout + test} are "

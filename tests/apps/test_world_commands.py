@@ -86,6 +86,29 @@ def test_noisy_labelers_err_and_their_seed_decides_where(world: Path) -> None:
     assert wrong == pytest.approx(0.25 * 0.5 + 0.75 * 0.12, abs=0.1)
 
 
+def test_no_pair_is_lost_and_no_labels_are_replaced_unasked(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bad line in a hundred would pass where records are read to train on."""
+    samples, done = tmp_path / "samples.jsonl", tmp_path / "done.jsonl"
+    command = ["data", "annotate", str(samples), str(done), "--world", str(world)]
+    write_records(samples, pairs_of(world))
+    whole = samples.read_text()
+    assert whole.count("\n") > 200
+    samples.write_text(whole + "{oops\n")
+    assert cli.main(command) == 2
+    assert f"samples.jsonl:{whole.count(chr(10)) + 1}: not valid JSON" in capsys.readouterr().err
+    assert not done.exists()
+    samples.write_text(whole)
+    assert cli.main(command) == 0
+    first = done.read_bytes()
+    assert cli.main([*command, "--seed", "1"]) == 2
+    told = f"{done}: the output exists already; choose another, or --force"
+    assert told in capsys.readouterr().err and done.read_bytes() == first
+    assert cli.main([*command, "--seed", "1", "--force"]) == 0
+    assert done.read_bytes() != first
+
+
 def test_a_pair_of_another_world_is_an_error(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
