@@ -41,7 +41,7 @@ from tests.align.conftest import colour_data, pictures, tiny_llava  # noqa: F401
 from tests.align.test_generate import items  # noqa: F401
 from tests.align.test_ppo import world  # noqa: F401
 from tests.align.test_render import lmm, renderer  # noqa: F401
-from tests.apps import test_gates, test_studies
+from tests.apps import test_gates, test_studies, test_world_commands
 from tests.data import test_images, test_jsonl, test_world_annotators
 from tests.evals import test_metrics, test_mmhal, test_objects, test_parse, test_pope, test_runner
 
@@ -259,6 +259,9 @@ FAULTS = [
           "a.false != b.false and floor", "a.false != b.false",
           test_world_annotators.test_clean_choices,
           {"a": "", "b": "A cat and a book, and a cup.", "choices": (None, 1)}),
+    Fault("slips dropped", annotators.Labeler._slip,
+          "1 - choice if rng.random() < self.flip else choice", "choice",
+          test_world_commands.test_noisy_labelers_err_and_their_seed_decides_where),
     # --- studies ---
     Fault("spread of a population", figures.over_seeds,
           "ddof=1", "ddof=0",
