@@ -304,6 +304,7 @@ class State:
         self.best_weights: dict[str, Tensor] = {}
 
     def weights(self) -> dict[str, Tensor]:
+        """Copies of all that learns, by parameter name, each of its parameter's shape."""
         return {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
     def offer(self, found: PairReport) -> None:
@@ -318,6 +319,7 @@ class State:
             self._put(self.best_weights)
 
     def save(self, directory: Path) -> None:
+        """Write weights, optimizer and the best report; the best weights only once there are some."""
         save_tensors(directory / "weights.safetensors", self.weights())
         save_state(directory / "optimizer.pt", self.optimizer.state_dict())
         write_json(directory / "state.json", {"best": self.best})

@@ -180,6 +180,7 @@ class RewardModel:
         return [p for _, p in self.named_parameters()]
 
     def named_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """The same with their names, as checkpoints have them: the adapter's own, and ``head.…``."""
         adapter = [(n, p) for n, p in self.lmm.model.named_parameters() if adapter_of(n) == self.name]
         return adapter + [(f"head.{n}", p) for n, p in self.head.named_parameters()]
 

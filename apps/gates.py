@@ -60,7 +60,7 @@ def figures(report: PairReport | None) -> dict[str, float | int | None]:
 
 
 def read_pairs(path: Path) -> list[Preference]:
-    """All preferences of a file. Raises DataError for a bad line: figures of fewer pairs would not compare."""
+    """All preferences of a file. Raises DataError for a bad line: a measurement leaves no pair out."""
     return [r for r in read_records(path, "preference", strict=True) if isinstance(r, Preference)]
 
 

@@ -334,4 +334,5 @@ class ScalarHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(..., H) hidden states of any dtype -> (...) float32."""
         return self.linear(hidden.float()).squeeze(-1)

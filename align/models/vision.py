@@ -209,6 +209,7 @@ class KeptTower(nn.Module):
         self._states = tower.config.num_hidden_layers + 1
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """(B, N, D) kept features as every hidden state; (B, 1 + N, D), the first zero, if it is dropped."""
         x = nn.functional.pad(pixel_values, (0, 0, 1, 0)) if self._drops_first else pixel_values
         return BaseModelOutputWithPooling(last_hidden_state=x, hidden_states=(x,) * self._states)
 
