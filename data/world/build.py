@@ -134,10 +134,12 @@ def human_example(scene: Scene, rng: random.Random) -> Example:
     )  # fmt: skip
 
 
-def prompt_for(scene: Scene, rng: random.Random, source: str, describe_share: float) -> Prompt:
+def prompt_for(
+    scene: Scene, rng: random.Random, source: str, describe_share: float, split: str = "train"
+) -> Prompt:
     """A first question: mostly a description, else yes/no or multiple choice with its answer."""
     kind = rng.random()
-    base = {"image": image_of(scene), "source": source, "split": "train", "id": f"{source}/{scene.id}"}
+    base = {"image": image_of(scene), "source": source, "split": split, "id": f"{source}/{scene.id}"}
     if kind < describe_share:
         return Prompt(question=rng.choice(lang.DESCRIBE), length_class="detail", facts=_facts(scene), **base)
     if kind < describe_share + (1 - describe_share) * 0.6:
@@ -303,7 +305,7 @@ def build(folder: Path, sizes: WorldSizes, rates: WorldRates, *, seed: int, work
         write_records(
             folder / f"{split}.jsonl", [prompt_for(s, rng, split, describe_share) for s in scenes[split]]
         )
-    describe = [prompt_for(s, rng, "describe", 1.1) for s in scenes["eval"][: sizes.describe]]
+    describe = [prompt_for(s, rng, "describe", 1.1, "test") for s in scenes["eval"][: sizes.describe]]
     write_records(folder / "eval" / "describe.jsonl", describe)
     crowded = [s for s in scenes["eval"] if len(s.objects) >= 3][: sizes.pope_images]
     for split, rows in pope_rows(crowded, seed).items():

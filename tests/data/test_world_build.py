@@ -347,6 +347,7 @@ def test_the_folder_reads_back(world: Path) -> None:
         assert len(prompts) == n
         for prompt in prompts:
             assert isinstance(prompt, Prompt) and prompt.image is not None
+            assert prompt.split == ("test" if name == "eval/describe" else "train")
             assert image_path(prompt.image, world).is_file()
             assert prompt.facts.captions == lang.captions(scenes[prompt.image.id])
     captions = json.loads((world / "captions.json").read_text())
