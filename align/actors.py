@@ -116,6 +116,7 @@ class Actors:
         return cls(lmm, reward, head, settings.generate.temperature)
 
     def use(self, name: str) -> None:
+        """Make the adapter ``name`` the active one; those of ``LEARNERS`` learn, whichever is active."""
         use_adapter(self.lmm.model, name, trainable=LEARNERS)
 
     def logprobs(self, sampled: Sampled, rows: Sequence[int]) -> Tensor:
@@ -159,10 +160,12 @@ class Actors:
         return named
 
     def weights(self, names: Sequence[str] = LEARNERS) -> dict[str, Tensor]:
+        """Copies of all that learns of ``names``, by parameter name, each of its parameter's shape."""
         return {n: p.detach().clone() for name in names for n, p in self.named_parameters(name)}
 
     @torch.no_grad()
     def put(self, tensors: dict[str, Tensor], names: Sequence[str] = LEARNERS) -> None:
+        """Copy what ``weights`` gave into the parameters of ``names``. KeyError where one is missing."""
         for name in names:
             for key, parameter in self.named_parameters(name):
                 parameter.copy_(tensors[key])
@@ -186,6 +189,10 @@ class Training:
     good: dict[str, Tensor]
 
     def save(self, directory: Path) -> None:
+        """Write ``weights.safetensors``, ``optimizer.pt`` and, if there is one, ``good.safetensors``.
+
+        OSError where the disk will not have them.
+        """
         save_tensors(directory / "weights.safetensors", self.actors.weights())
         save_state(directory / "optimizer.pt", self.optimizer.state_dict())
         if self.good:

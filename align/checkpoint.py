@@ -47,8 +47,9 @@ from data.processes import sole_writer
 
 T = TypeVar("T")
 
-#: settings that say where and how a run is carried out, not what it computes
-FREE_KEYS = frozenset({"output", "resume", "dry_run", "threads", "log_every"})
+#: settings that say where and how a run is carried out, not what it computes. ``log_every`` is none of them:
+#: it decides what metrics.jsonl holds; nor is ``save_every``: SFT logs whenever it saves
+FREE_KEYS = frozenset({"output", "resume", "dry_run", "threads", "report_to", "workers", "model.device"})
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "open_clip_torch", "bitsandbytes", "numpy")
 _CHECKPOINT = re.compile(r"step-(\d{8,})-(\d{3,})")
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -315,7 +316,10 @@ def _different_keys(recorded: Path, settings: RunSettings) -> list[str]:
         raise CheckpointError(
             f"{recorded}: not settings of this version ({reason}); choose another output"
         ) from None
-    old, new = (dict(_flat(s.model_dump(mode="json", exclude=set(FREE_KEYS)))) for s in (theirs, settings))
+    old, new = (
+        {key: value for key, value in _flat(s.model_dump(mode="json")) if key not in FREE_KEYS}
+        for s in (theirs, settings)
+    )
     missing = object()
     keys = [key for key in {**old, **new} if old.get(key, missing) != new.get(key, missing)]
     return [f"{key}: {old.get(key, 'unset')!r} there, {new.get(key, 'unset')!r} now" for key in keys]

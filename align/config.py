@@ -10,11 +10,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from align.recipe import ConfigError as ConfigError
 from align.recipe import load_recipe as load_recipe
 from align.recipe import resolve as resolve
+from align.template import check_template
 
 #: the small pretrained base of the built-in world, as shipped
 WORLD_BASE = Path(__file__).parent / "models" / "world_base"
@@ -63,6 +64,11 @@ class ModelSettings(Settings):
     def adapters(self) -> list[str]:
         """The adapters to merge, in order."""
         return [self.adapter] if isinstance(self.adapter, str) else list(self.adapter or [])
+
+    @property
+    def name(self) -> str:
+        """What tells the model apart: the last adapter, else the checkpoint."""
+        return (self.adapters or [self.path])[-1]
 
     @field_validator("path")
     @classmethod
@@ -165,6 +171,13 @@ class RewardSettings(RunSettings):
     eval_every: int = Field(50, ge=1)
     max_length: int | None = Field(None, ge=8)
     bf16: bool = False
+
+    @field_validator("template")
+    @classmethod
+    def _places(cls, template: str | None, info: ValidationInfo) -> str | None:
+        if template is not None:
+            check_template(template, info.data.get("facts", ()))
+        return template
 
 
 class GenerateSettings(Settings):

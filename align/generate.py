@@ -39,10 +39,6 @@ class Generated:
     #: (images, N, H) projected features of the prompts' images in order; None for other models or text only
     features: Tensor | None
 
-    def batch(self) -> dict[str, Tensor]:
-        """Prompts and responses joined, (B, P + R): what ``lmm.token_logprobs`` scores."""
-        return join({"input_ids": self.prompt_ids, "attention_mask": self.prompt_mask}, self)
-
 
 def join(prompt: dict[str, Any], responses: Generated) -> dict[str, Any]:
     """Append responses (B, R) to a prompt batch of the same rows; its other inputs are kept.
@@ -96,7 +92,7 @@ def generate(
         for j, tokens in enumerate(ids):
             text = renderer.decode(tokens[: mask[j]])
             answers[rows[j // num_return]].append(
-                Response(text=text, model=lmm.path, complete=bool(out.complete[j]))
+                Response(text=text, model=lmm.name, complete=bool(out.complete[j]))
             )
     return answers if num_return > 1 else [a[0] for a in answers]
 
@@ -110,12 +106,11 @@ def rollout_tokens(
     *,
     seed: int,
     num_return: int = 1,
-    max_prompt: int | None = None,
 ) -> Generated:
     """Sample from the active adapter; rows are item 0's ``num_return`` samples, then item 1's, and so on.
 
     Items are generated ``settings.batch_size`` rows at a time, sorted by length; the result is in their
-    order. Raises RenderError for a prompt longer than ``max_prompt`` tokens.
+    order.
     """
     if not items:
         raise ValueError("no items to generate from; give at least one")
@@ -130,7 +125,7 @@ def rollout_tokens(
     with _inference(lmm.model), seeded(seed, lmm.device):
         for start in range(0, len(order), chunk):
             chosen = [items[i] for i in order[start : start + chunk]]
-            parts.append(_run(lmm, renderer, chosen, config, num_return, max_prompt))
+            parts.append(_run(lmm, renderer, chosen, config))
     return _assemble(parts, order, items, num_return, ends, renderer.pad_id)
 
 
@@ -204,16 +199,14 @@ def _run(
     renderer: Renderer,
     items: Sequence[Item],
     config: GenerationConfig,
-    num_return: int,
-    max_prompt: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """One batch: prompt ids and mask (b, p), response ids (b·num_return, r), image features."""
     base = unwrap(lmm.model)
     if not is_llava(base):
-        batch = move(renderer.prompt_batch(items, max_length=max_prompt), lmm.device)
+        batch = move(renderer.prompt_batch(items), lmm.device)
         ids = base.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
         return batch["input_ids"], batch["attention_mask"], ids, None
-    batch = move(renderer.prompt_batch(_encode_once(lmm, renderer, items), max_length=max_prompt), lmm.device)
+    batch = move(renderer.prompt_batch(_encode_once(lmm, renderer, items)), lmm.device)
     features = image_features(base, batch)
     ids = base.generate(
         inputs_embeds=embed(base, batch, features),

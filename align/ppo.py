@@ -364,9 +364,11 @@ class Ppo:
         return float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.optim.max_grad_norm))
 
     def sum(self, x: Tensor) -> Tensor:
+        """The sum of ``x`` over the processes, of its shape; every process must call it with one shape."""
         return self.accelerator.reduce(x, "sum") if self.accelerator.num_processes > 1 else x
 
     def mean(self, x: Tensor) -> Tensor:
+        """The mean of ``x`` over the processes, of its shape; see ``sum``."""
         return self.sum(x) / self.accelerator.num_processes
 
     # --- what is written ---

@@ -9,9 +9,8 @@ sample.
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -19,51 +18,21 @@ from PIL import Image as PILImage
 from torch import Tensor
 from transformers import LlavaProcessor
 
-from align.config import FactKind
 from align.rows import IGNORE as IGNORE
 from align.rows import RenderError as RenderError
 from align.rows import Row, fit, pad, pad_like
+from align.template import FACTS_HEADER as FACTS_HEADER
+from align.template import REWARD_TEMPLATE as REWARD_TEMPLATE
+from align.template import facts_text as facts_text
+from align.template import fill as fill
 from data.images import pad_square
-from data.schema import Example, Facts, Message
+from data.schema import Example, Message
 
 #: a picture; or its normalised pixels (3, S, S); or its grid features (N, D), see ``lmm.vision_features``
 ImageInput: TypeAlias = PILImage.Image | Tensor | None
 
-#: The evaluation turn ahead of the score. ``{facts}`` is replaced by the facts, or by nothing.
-REWARD_TEMPLATE = (
-    "{facts}\n"
-    "Now judge the last answer. It should be accurate: every claim holds in the image. It should be helpful: "
-    "it answers what was asked. It should read naturally and be concise. Is the answer correct?"
-)
-FACTS_HEADER = "True of the image:"
-
-
-def facts_text(
-    facts: Facts, kinds: Sequence[FactKind], max_facts: Mapping[FactKind, int], rng: random.Random
-) -> str | None:
-    """The facts of the given ``kinds`` as lines of text, in an order that ``rng`` shuffles; None without any.
-
-    At most ``max_facts[kind]`` entries of a kind, picked by ``rng`` (thesis, 9.3: 5 captions, 3 rationales).
-    """
-    lines: list[str] = []
-    for kind in kinds:
-        if kind == "answer":
-            lines += [f"The right answer is {facts.answer}."] if facts.answer else []
-            continue
-        entries = list(getattr(facts, kind))
-        rng.shuffle(entries)
-        entries = entries[: max_facts.get(kind, len(entries))]
-        if kind == "objects" and entries:
-            lines.append(f"Objects in it: {', '.join(entries)}.")
-        elif kind != "objects":
-            lines += entries
-    rng.shuffle(lines)
-    return "\n".join([FACTS_HEADER, *lines]) if lines else None
-
-
-def fill(template: str, **texts: str) -> str:
-    """The template with each ``{name}`` replaced by its text; braces inside the texts stay as they are."""
-    return re.sub(r"\{(\w+)\}", lambda found: texts.get(found[1], found[0]), template).strip()
+#: stands for a picture where only its place counts
+_BLANK = PILImage.new("RGB", (32, 32))
 
 
 class Renderer:
@@ -146,6 +115,12 @@ class Renderer:
         with ``{response}`` repeats the response there: a small causal model can then check it against the
         facts, which it has read by that time.
         """
+        return self.prompt_batch(self._judged(items, template), max_length=max_length, names=names)
+
+    def _judged(
+        self, items: Sequence[tuple[Sequence[Message], str, str | None, ImageInput]], template: str | None
+    ) -> list[tuple[list[Message], ImageInput]]:
+        """The conversations that ``reward_batch`` renders."""
         template = template or REWARD_TEMPLATE
         conversations = []
         for messages, response, facts, image in items:
@@ -160,13 +135,52 @@ class Renderer:
                 Message(role="user", content=question),
             ]
             conversations.append((turns, image))
-        return self.prompt_batch(conversations, max_length=max_length, names=names)
+        return conversations
 
     def prompt_lengths(self, items: Sequence[tuple[Sequence[Message], ImageInput]]) -> list[int]:
         """Tokens of each prompt, an image counted as one: what batches are sorted by."""
         turns = [self._clean(m) for m, _ in items]
         names = [f"#{i}" for i in range(len(items))]
         return [len(r.ids) for r in self._encode(turns, [i for _, i in items], generate=True, names=names)]
+
+    def image_length(self) -> int:
+        """Tokens of an image in the text; 1 where the processor is not LLaVA's and the picture decides."""
+        if not isinstance(self.processor, LlavaProcessor):
+            return 1
+        return self._image_tokens(self._image_inputs([_BLANK]))
+
+    def reward_lengths(
+        self,
+        items: Sequence[tuple[Sequence[Message], str, str | None, bool]],
+        template: str | None = None,
+    ) -> list[int]:
+        """Tokens of each (messages, response, facts, has an image) item as ``reward_batch`` renders it, an
+        image counted as ``image_length``. No picture is opened."""
+        shown = [(ask, said, facts, _BLANK if seen else None) for ask, said, facts, seen in items]
+        lengths = self.prompt_lengths(self._judged(shown, template))
+        more = self.image_length() - 1
+        return [n + more * item[3] for n, item in zip(lengths, items, strict=True)]
+
+    def misfits(self, examples: Sequence[Example], max_length: int) -> list[str]:
+        """What ``train_batch`` would say of the samples that cannot be cut to ``max_length``.
+
+        No picture is opened; an image counts as ``image_length``.
+        """
+        said = []
+        count = self.image_length()
+        for start in range(0, len(examples), 256):
+            part = examples[start : start + 256]
+            images = [None if e.image is None else _BLANK for e in part]
+            turns = [self._clean(e.messages) for e in part]
+            rows = self._encode(turns, images, generate=False, names=[e.id for e in part])
+            for row, image in zip(rows, images, strict=True):
+                try:
+                    if isinstance(self.processor, LlavaProcessor):
+                        self._expand(row, 0 if image is None else count)
+                    fit(row, max_length)
+                except RenderError as error:
+                    said.append(str(error))
+        return said
 
     def pixel_values(self, pictures: Sequence[PILImage.Image]) -> Tensor:
         """Normalised pixels (n, 3, S, S) of a LLaVA processor's pictures, each seen whole."""

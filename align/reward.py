@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,10 +29,10 @@ from align.checkpoint import (
 )
 from align.config import DataSettings, RewardSettings
 from align.launch import one_process
-from align.models.lmm import check_model
+from align.models.lmm import check_model, load_processor
 from align.pairs import Pair, PairReport, check_facts, hold_out, pairs_of, report
 from align.pictures import encode_pictures, open_pictures
-from align.render import REWARD_TEMPLATE, ImageInput
+from align.render import REWARD_TEMPLATE, ImageInput, Renderer, RenderError
 from align.reward_model import RewardError as RewardError
 from align.reward_model import RewardInfo, ScoreItem, attach, load_head
 from align.reward_model import RewardModel as RewardModel
@@ -52,7 +52,7 @@ def run(settings: RewardSettings) -> Path:
 
     Raises:
         DataError: unreadable data, nothing to train on, or records without the facts that ``facts`` asks for.
-        ModelError: the checkpoint is no multimodal model.
+        ModelError: the checkpoint is no multimodal model. RenderError: texts longer than ``max_length``.
         RewardError: the loss is not finite, or the saved model does not score as the trained one.
         LaunchError: this is one of several processes.
     """
@@ -62,6 +62,7 @@ def run(settings: RewardSettings) -> Path:
     rejects = Rejects()
     train, held, skipped = read_pairs(settings, rejects)
     check_model(settings.model)
+    check_lengths(settings, train, held)
     if settings.dry_run:
         return Path(settings.output)
     with RunDir.create(settings.output, settings, "reward") as directory:
@@ -71,13 +72,7 @@ def run(settings: RewardSettings) -> Path:
         rejects.write(directory.path / "rejects.jsonl")
         log.info("%d pairs to train on, %d held out, passed over: %s", len(train), len(held), dict(skipped))
         torch.manual_seed(settings.seed)
-        info = RewardInfo(
-            model=settings.model,
-            template=settings.template or REWARD_TEMPLATE,
-            facts=list(settings.facts),
-            max_facts=settings.max_facts,
-            target=settings.target,
-        )
+        info = info_of(settings)
         model = RewardModel.start(info, settings.lora, settings.head_init, settings.head_init_scale)
         best = fit(model, train, held, settings, directory)
         info.heldout = best
@@ -86,6 +81,17 @@ def run(settings: RewardSettings) -> Path:
         check_saved(model, folder, probe, settings)
         directory.done()
     return folder
+
+
+def info_of(settings: RewardSettings) -> RewardInfo:
+    """What the model will read, before it is trained."""
+    return RewardInfo(
+        model=settings.model,
+        facts=list(settings.facts),
+        template=settings.template or REWARD_TEMPLATE,
+        max_facts=settings.max_facts,
+        target=settings.target,
+    )
 
 
 # --- data ---
@@ -116,6 +122,50 @@ def read_preferences(data: DataSettings, rejects: Rejects | None = None) -> list
     return [record for record in records if isinstance(record, Preference)]
 
 
+def check_lengths(settings: RewardSettings, train: Sequence[Pair], held: Sequence[Pair]) -> None:
+    """Every text that the run will score must fit ``max_length``; no picture is opened, no weights are read.
+
+    Found in mid-run, one that is too long would end the run, and a resumed one at the same step again. The
+    pictures of other models than LLaVA count as one token here.
+
+    Raises:
+        RenderError: names the pairs, the longest first, with their tokens.
+    """
+    if settings.max_length is None:
+        return
+    info, renderer = info_of(settings), Renderer(load_processor(settings.model))
+    found: dict[str, int] = {}
+    for pairs, seed in _scored(settings, train, held):
+        items = pair_items(pairs, [None] * len(pairs))
+        pictured = [pair.image is not None for pair in pairs] * 2
+        shown = [
+            (i.messages, i.response, info.facts_of(i.id, i.facts, seed), seen)
+            for i, seen in zip(items, pictured)
+        ]
+        lengths = renderer.reward_lengths(shown, info.template)
+        for item, length in zip(items, lengths, strict=True):
+            if length > settings.max_length:
+                found[item.id] = max(length, found.get(item.id, 0))
+    if found:
+        ordered = sorted(found, key=lambda name: (-found[name], name))
+        named = ", ".join(f"{name}: {found[name]}" for name in ordered[:5])
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise RenderError(
+            f"{len(found)} pairs exceed max_length {settings.max_length} tokens ({named}{more}), "
+            "and a text to score is never cut; raise max_length or drop them"
+        )
+
+
+def _scored(
+    settings: RewardSettings, train: Sequence[Pair], held: Sequence[Pair]
+) -> Iterator[tuple[Sequence[Pair], str]]:
+    """The pairs of every step and those held out, each with the seed that its facts are shown by."""
+    for step in range(steps_of(len(train), settings)):
+        yield drawn(train, step, settings), f"{settings.seed}/{step}"
+    for start in range(0, len(held), 256):
+        yield held[start : start + 256], f"eval/{settings.seed}"
+
+
 def _name(data: DataSettings) -> str:
     return data.path if isinstance(data.path, str) else ", ".join(data.path)
 
@@ -140,16 +190,24 @@ def pair_loss(chosen: Tensor, rejected: Tensor, centre: float) -> Tensor:
     return -F.logsigmoid(chosen - rejected).mean() + centre * mean.abs()
 
 
+def steps_of(n: int, settings: RewardSettings) -> int:
+    """Optimizer steps of a run on ``n`` pairs."""
+    steps = math.ceil(math.ceil(n * settings.epochs) / (settings.batch_size * settings.grad_accum))
+    return steps if settings.max_steps is None else min(steps, settings.max_steps)
+
+
+def drawn(train: Sequence[Pair], step: int, settings: RewardSettings) -> list[Pair]:
+    """The pairs of one optimizer step (0-based)."""
+    size = settings.batch_size * settings.grad_accum
+    last = min((step + 1) * size, math.ceil(len(train) * settings.epochs))
+    return [train[i] for i in stream(len(train), settings.seed, step * size, last)]
+
+
 def fit(
     model: RewardModel, train: list[Pair], held: list[Pair], settings: RewardSettings, directory: RunDir
 ) -> dict[str, float | int | None] | None:
     """Run the training loop; leaves the best held-out weights in ``model`` and returns their report."""
-    per_step = settings.batch_size * settings.grad_accum
-    examples = math.ceil(len(train) * settings.epochs)
-    total = math.ceil(examples / per_step)
-    if settings.max_steps is not None:
-        total = min(total, settings.max_steps)
-        examples = min(examples, total * per_step)
+    total = steps_of(len(train), settings)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=settings.optim.lr,
@@ -160,8 +218,7 @@ def fit(
     start = state.resume(directory) if settings.resume else 0
     for step in progress(range(start, total), "reward"):
         torch.manual_seed(step_seed(settings.seed, "step", step))
-        rows = stream(len(train), settings.seed, step * per_step, min((step + 1) * per_step, examples))
-        metrics = train_step(model, optimizer, [train[i] for i in rows], step, total, settings)
+        metrics = train_step(model, optimizer, drawn(train, step, settings), step, total, settings)
         done = step + 1
         if done == total or done % settings.log_every == 0:
             directory.log(done, **metrics)
@@ -247,6 +304,7 @@ class State:
         self.best_weights: dict[str, Tensor] = {}
 
     def weights(self) -> dict[str, Tensor]:
+        """Copies of all that learns, by parameter name, each of its parameter's shape."""
         return {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
     def offer(self, found: PairReport) -> None:
@@ -261,6 +319,7 @@ class State:
             self._put(self.best_weights)
 
     def save(self, directory: Path) -> None:
+        """Write weights, optimizer and the best report; the best weights only once there are some."""
         save_tensors(directory / "weights.safetensors", self.weights())
         save_state(directory / "optimizer.pt", self.optimizer.state_dict())
         write_json(directory / "state.json", {"best": self.best})
@@ -288,23 +347,6 @@ class State:
 
 
 # --- scoring ---
-
-
-def score_pairs(
-    model: RewardModel,
-    data: DataSettings,
-    target: str = "preferred",
-    *,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> PairReport:
-    """Agreement of a reward model with the choices in any preference file (noisy, clean, one kind of error).
-
-    Raises DataError as reading does, and for records without the facts that the model reads.
-    """
-    records = read_preferences(data)
-    check_facts(records, model.info.facts, _name(data))
-    return report_pairs(model, pairs_of(records, target)[0], data.images, seed=seed, batch_size=batch_size)
 
 
 def report_pairs(

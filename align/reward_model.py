@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import torch
 from peft import PeftModel
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
 
 from align.checkpoint import load_tensors, save_tensors
@@ -34,6 +34,7 @@ from align.models.lmm import (
 )
 from align.pairs import check_facts
 from align.render import IGNORE, REWARD_TEMPLATE, ImageInput, Renderer, facts_text
+from align.template import check_template
 from data.jsonl import read_json, write_json, write_text
 from data.schema import Example, Facts, Message
 
@@ -52,12 +53,25 @@ class RewardInfo(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: ModelSettings
-    template: str = REWARD_TEMPLATE
+    #: ahead of the template, which must have a place for them
     facts: list[FactKind] = []
+    template: str = REWARD_TEMPLATE
     max_facts: dict[FactKind, Annotated[int, Field(ge=1)]] = {}
     target: str = "preferred"
     #: agreement with held-out choices (``align.pairs.PairReport``), None if none were held out
     heldout: dict[str, float | int | None] | None = None
+
+    @field_validator("template")
+    @classmethod
+    def _places(cls, template: str, info: ValidationInfo) -> str:
+        check_template(template, info.data.get("facts", ()))
+        return template
+
+    def facts_of(self, name: str, facts: Facts, seed: int | str) -> str | None:
+        """The facts that this model reads as text, picked and ordered by ``seed`` and ``name``, or None."""
+        if not self.facts:
+            return None
+        return facts_text(facts, self.facts, self.max_facts, random.Random(f"{seed}/{name}"))
 
 
 @dataclass
@@ -166,6 +180,7 @@ class RewardModel:
         return [p for _, p in self.named_parameters()]
 
     def named_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """The same with their names, as checkpoints have them: the adapter's own, and ``head.…``."""
         adapter = [(n, p) for n, p in self.lmm.model.named_parameters() if adapter_of(n) == self.name]
         return adapter + [(f"head.{n}", p) for n, p in self.head.named_parameters()]
 
@@ -190,9 +205,8 @@ class RewardModel:
             return self.head(hidden)
 
     def facts_of(self, name: str, facts: Facts, seed: int | str) -> str | None:
-        if not self.info.facts:
-            return None
-        return facts_text(facts, self.info.facts, self.info.max_facts, random.Random(f"{seed}/{name}"))
+        """What the item ``name`` shows of ``facts``: :meth:`RewardInfo.facts_of`."""
+        return self.info.facts_of(name, facts, seed)
 
     @torch.no_grad()
     def score(

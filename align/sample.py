@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
-from align.checkpoint import RunDir, progress
+from align.checkpoint import CheckpointError, RunDir, progress
 from align.config import SampleSettings
 from align.generate import Item, generate
 from align.launch import one_process
@@ -36,7 +37,8 @@ def run(settings: SampleSettings) -> Path:
 
     Raises:
         DataError: unreadable prompts or pictures.
-        ModelError: the checkpoint is no multimodal model. CheckpointError: the output is another run's.
+        ModelError: the checkpoint is no multimodal model.
+        CheckpointError: the output is another run's, or its parts answer other prompts.
         LaunchError: this is one of several processes.
     """
     one_process("sample")
@@ -54,7 +56,7 @@ def run(settings: SampleSettings) -> Path:
         if settings.resume:
             run_dir.truncate_metrics(-1)
         parts = sample_parts(settings, prompts, run_dir.path / "parts")
-        records = [record for part in parts for record in read_records(part, "preference")]
+        records = [record for part in parts for record in read_records(part, "preference", strict=True)]
         kept = [record for record in records if not settings.distinct or _differs(record)]
         if not kept:
             log.warning("no prompt drew two different responses; raise generate.temperature")
@@ -71,10 +73,16 @@ def read_prompts(settings: SampleSettings, rejects: Rejects | None = None) -> li
 
 
 def sample_parts(settings: SampleSettings, prompts: list[Prompt], folder: Path) -> list[Path]:
-    """One file of records for each part of the prompts, in order; those that exist are kept."""
+    """One file of records for each part of the prompts, in order; those that exist are kept.
+
+    Raises CheckpointError for a file that answers other prompts.
+    """
     size = max(settings.generate.batch_size * 8, 64)
     files = {start: folder / f"{start:08d}.jsonl" for start in range(0, len(prompts), size)}
     missing = [start for start, file in files.items() if not file.exists()]
+    for start, file in files.items():
+        if start not in missing:
+            check_part(file, prompts[start : start + size])
     if missing:
         lmm = load_lmm(settings.model)
         renderer = Renderer(lmm.processor)
@@ -84,6 +92,20 @@ def sample_parts(settings: SampleSettings, prompts: list[Prompt], folder: Path) 
                 seed = step_seed(settings.seed, "sample", start)
                 write_records(files[start], answered(lmm, renderer, settings, part, seed))
     return list(files.values())
+
+
+def check_part(file: Path, prompts: list[Prompt]) -> None:
+    """Raise CheckpointError unless the part that an earlier start wrote answers these prompts, in order."""
+    records = read_records(file, "preference", strict=True)
+    asked = [(p.id, p.image, _messages(p)) for p in prompts]
+    answered = [(r.id, r.image, r.messages) for r in records if isinstance(r, Preference)]
+    for now, then in zip_longest(asked, answered):
+        if now != then:
+            first = (now or then)[0]
+            raise CheckpointError(
+                f"{file}: answers other prompts than the data now holds (the first that differs: {first!r}); "
+                "choose another output, or give the data that the run was started with"
+            )
 
 
 def answered(

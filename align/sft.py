@@ -35,7 +35,7 @@ from align.models.lmm import (
 from align.models.lmm import hidden_states as last_hidden
 from align.models.vision import KeptTower
 from align.pictures import PictureKey, open_picture, picture_key
-from align.render import IGNORE, ImageInput, Renderer
+from align.render import IGNORE, ImageInput, Renderer, RenderError
 from align.sft_trainer import RunCallback, SftTrainer, arguments, latest_checkpoint
 from align.sft_trainer import SftError as SftError
 from data.jsonl import Rejects, read_json
@@ -70,6 +70,7 @@ def run(settings: SftSettings) -> Path:
     prepare(lmm, settings)
     train_data = Pictures(examples, settings.data.images)
     eval_data = Pictures(held_out, settings.eval_data.images) if settings.eval_data else None
+    check_lengths(renderer, [*examples, *held_out], settings.max_length)
     collate = Collator(renderer, settings.max_length)
     check_batch(lmm, collate, [train_data[i] for i in range(min(len(train_data), settings.batch_size))])
     if settings.dry_run:
@@ -191,6 +192,17 @@ def parameter_groups(model: nn.Module, settings: SftSettings) -> list[dict[str, 
         }
         for (part, matrices), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def check_lengths(renderer: Renderer, examples: Sequence[Example], max_length: int | None) -> None:
+    """Raise RenderError if cutting to ``max_length`` would leave samples nothing to learn, or cut an image.
+
+    Found in mid-run, one would end the run, and a resumed one at the same step again.
+    """
+    said = [] if max_length is None else renderer.misfits(examples, max_length)
+    if said:
+        more = f"\nand {len(said) - 5} more samples" if len(said) > 5 else ""
+        raise RenderError("\n".join(said[:5]) + more)
 
 
 def check_batch(lmm: Lmm, collate: Collator, pairs: Sequence[tuple[Example, ImageInput]]) -> float:

@@ -146,9 +146,9 @@ def file_of(settings: BenchmarkSettings, benchmark: Benchmark, item: EvalItem) -
 
 
 def describe_items(path: str, limit: int | None) -> tuple[EvalItem, ...]:
-    """The prompts of a file as items. DataError for one without an image."""
+    """The prompts of a file as items. DataError for a bad line (none is left out) or one without an image."""
     items = []
-    for record in read_records(path, "prompt", limit=limit):
+    for record in read_records(path, "prompt", limit=limit, strict=True):
         if not isinstance(record, Prompt) or record.image is None:
             mend = "give it one, or take it out"
             raise DataError(f"prompt {record.id!r} has no image", file=path, key="image", mend=mend)

@@ -15,17 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from apps.scheduler import Step
+from apps.stages import STAGES
 from data.jsonl import read_json, write_json
 from data.processes import sole_writer
 
-#: stage -> (module with ``run``, its settings in ``align.config``)
-STAGES = {
-    "sft": ("align.sft", "SftSettings"),
-    "sample": ("align.sample", "SampleSettings"),
-    "reward": ("align.reward", "RewardSettings"),
-    "ppo": ("align.ppo", "PpoSettings"),
-    "eval": ("apps.evaluate", "EvalSettings"),
-}
 POPE_SPLITS = ("random", "popular", "adversarial")
 
 
@@ -235,19 +228,18 @@ def run_stage(stage: str, recipe: str, overrides: dict[str, Any]) -> None:
 
     from align import config
 
-    module, name = STAGES[stage]
-    values = [f"{k}={json.dumps(v)}" for k, v in overrides.items()] + ["resume=true"]
+    settings = getattr(config, STAGES[stage].settings)
+    # text as it is: YAML reads the escapes of a character beyond the BMP as two halves of it
+    values = [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in overrides.items()] + ["resume=true"]
     file = Path(__file__).parent / "recipes" / f"{recipe}.yaml"
-    importlib.import_module(module).run(config.resolve(getattr(config, name), file, values))
+    importlib.import_module(STAGES[stage].module).run(config.resolve(settings, file, values))
 
 
 def make_data(root: str, seed: int, sizes: dict[str, int]) -> None:
     """Draw the world of this seed into ``data/``."""
     from data.world.build import WorldRates, WorldSizes, build
 
-    folder = Path(root) / "data"
-    build(folder, WorldSizes(**sizes), WorldRates(), seed=seed)
-    (folder / "DONE").touch()
+    build(Path(root) / "data", WorldSizes(**sizes), WorldRates(), seed=seed)
 
 
 def make_labels(root: str, seed: int, heldout: int, test: int) -> None:
@@ -263,7 +255,8 @@ def make_labels(root: str, seed: int, heldout: int, test: int) -> None:
 
     source, folder = Path(root) / "samples/samples.jsonl", Path(root) / "labels"
     scenes = read_scenes(Path(root) / "data")
-    pairs = [record for record in read_records(source, "preference") if isinstance(record, Preference)]
+    records = read_records(source, "preference", strict=True)
+    pairs = [record for record in records if isinstance(record, Preference)]
     if len(pairs) < heldout + test + 2:
         raise ChainError(
             f"{source}: only {len(pairs)} prompts drew two different responses, and {heldout + test} are "

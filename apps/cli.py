@@ -12,39 +12,16 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps import arguments as kinds
+from apps.stages import STAGES as STAGES
 
 if TYPE_CHECKING:
     from align.config import DataSettings, RunSettings
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A command that takes a recipe: ``module.run(settings)`` does the work."""
-
-    module: str
-    #: name of its settings class in ``align.config``
-    settings: str
-    #: the setting that ``--limit`` sets
-    limit: str
-    help: str
-
-
-STAGES = {
-    "sft": Stage("align.sft", "SftSettings", "data.limit", "supervised fine-tuning on conversations"),
-    "sample": Stage(
-        "align.sample", "SampleSettings", "data.limit", "sample responses for annotators to compare"
-    ),
-    "reward": Stage("align.reward", "RewardSettings", "data.limit", "train a reward model on preferences"),
-    "ppo": Stage("align.ppo", "PpoSettings", "data.limit", "reinforcement learning against a reward model"),
-    "eval": Stage("apps.evaluate", "EvalSettings", "limit", "run benchmarks and write a report"),
-}
 STUDIES = {
     "rlhf": "SFT, SFT+, RLHF and Fact-RLHF on the built-in world",
     "vision": "when facts matter: reward models with weaker and weaker eyes",

@@ -51,7 +51,7 @@ def run(settings: EvalSettings) -> Path:
     with RunDir.create(settings.output, settings, "eval") as run_dir:
         if run_dir.is_done:
             return run_dir.path
-        model = (settings.model.adapters or [settings.model.path])[-1]
+        model = settings.model.name
         results = {"model": model, "benchmarks": measure(settings, benchmarks, run_dir.path, model)}
         hand_out(benchmarks, run_dir.path, settings.generate.temperature)
         write_json(run_dir.path / "results.json", results)

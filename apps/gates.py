@@ -60,7 +60,8 @@ def figures(report: PairReport | None) -> dict[str, float | int | None]:
 
 
 def read_pairs(path: Path) -> list[Preference]:
-    return [record for record in read_records(path, "preference") if isinstance(record, Preference)]
+    """All preferences of a file. Raises DataError for a bad line: a measurement leaves no pair out."""
+    return [r for r in read_records(path, "preference", strict=True) if isinstance(r, Preference)]
 
 
 def _false_counts_differ(record: Preference, scene: Scene) -> bool:

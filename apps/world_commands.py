@@ -36,6 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     annotate_.add_argument("--seed", type=int, default=0)
     annotate_.add_argument("--clean", action="store_true", help="labelers that see everything and never slip")
+    annotate_.add_argument("--force", action="store_true", help="replace OUTPUT if it exists")
     sheet = subparsers.add_parser("contact-sheet", help="a picture of all objects in all colours")
     sheet.add_argument("output", type=Path)
 
@@ -59,7 +60,11 @@ def run(args: argparse.Namespace) -> int:
         from data.jsonl import read_records, write_records
         from data.world.build import read_scenes
 
-        samples = [r for r in read_records(args.samples, "preference") if isinstance(r, Preference)]
+        if args.output.exists() and not args.force:
+            mend = "choose another, or --force"
+            raise DataError("the output exists already", file=str(args.output), mend=mend)
+        records = read_records(args.samples, "preference", strict=True)
+        samples = [record for record in records if isinstance(record, Preference)]
         done = annotate(samples, read_scenes(args.world), seed=args.seed, clean=args.clean)
         print(f"wrote {write_records(args.output, done)} preferences to {args.output}")
     else:

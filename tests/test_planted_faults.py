@@ -40,7 +40,7 @@ from tests.align.conftest import colour_data, pictures, tiny_llava  # noqa: F401
 from tests.align.test_generate import items  # noqa: F401
 from tests.align.test_ppo import world  # noqa: F401
 from tests.align.test_render import lmm, renderer  # noqa: F401
-from tests.apps import test_gates
+from tests.apps import test_gates, test_world_commands
 from tests.data import test_images, test_jsonl, test_world_annotators
 from tests.evals import test_metrics, test_mmhal, test_objects, test_parse, test_pope, test_runner
 
@@ -167,7 +167,7 @@ FAULTS = [
     Fault("image tokens are learned", render.Renderer._expand,
           "= [IGNORE] * count", "= [self.image_token_id] * count",
           test_render.test_ids_and_mask_equal_a_handmade_sequence),
-    Fault("facts ahead of the response", render.Renderer.reward_batch,
+    Fault("facts ahead of the response", render.Renderer._judged,
           "*messages,\n"
           '            Message(role="assistant", content=response),\n'
           '            Message(role="user", content=question),',
@@ -258,6 +258,9 @@ FAULTS = [
           "a.false != b.false and floor", "a.false != b.false",
           test_world_annotators.test_clean_choices,
           {"a": "", "b": "A cat and a book, and a cup.", "choices": (None, 1)}),
+    Fault("slips dropped", annotators.Labeler._slip,
+          "1 - choice if rng.random() < self.flip else choice", "choice",
+          test_world_commands.test_noisy_labelers_err_and_their_seed_decides_where),
     # --- studies ---
     Fault("spread of a population", metrics.t_interval,
           "ddof=1", "ddof=0",

@@ -48,11 +48,13 @@ if not sys.stderr.isatty():
 
 @dataclass
 class Lmm:
-    """A model with its processor; ``path`` is where it came from (None for one built in memory)."""
+    """A model with its processor; ``path`` is where its base came from (None for one built in memory)."""
 
     model: Any
     processor: Any
     path: str | None = None
+    #: what its responses are signed with: the last adapter merged into it, or ``path``
+    name: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -143,7 +145,7 @@ def load(settings: ModelSettings, *, trainable: bool = False) -> Lmm:
         model = AutoModelForImageTextToText.from_pretrained(
             settings.path, **options, **({} if settings.adapters else small)
         )
-        processor = AutoProcessor.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+    processor = load_processor(settings)
     if not settings.bits:
         model = model.to(device)
     for adapter in settings.adapters:
@@ -153,7 +155,13 @@ def load(settings: ModelSettings, *, trainable: bool = False) -> Lmm:
             model = quantize(model, settings.path, options | small)
         keep_unpacked(model)
     model.requires_grad_(trainable)
-    return Lmm(model.eval(), processor, settings.path)
+    return Lmm(model.eval(), processor, settings.path, settings.name)
+
+
+def load_processor(settings: ModelSettings) -> Any:
+    """The processor of a checkpoint, without its weights. Raises ModelError for one that cannot be had."""
+    with _named(settings.path, OSError):
+        return AutoProcessor.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
 
 
 def _fetch_config(adapter: str) -> None:
@@ -326,4 +334,5 @@ class ScalarHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(..., H) hidden states of any dtype -> (...) float32."""
         return self.linear(hidden.float()).squeeze(-1)

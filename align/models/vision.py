@@ -63,11 +63,6 @@ class OpenClipVisionConfig(PretrainedConfig):
         """True when the first token of every hidden state is a class token, not a grid cell."""
         return not self.is_resnet
 
-    @property
-    def num_patches(self) -> int:
-        """Grid cells of one image."""
-        return (self.image_size // self.patch_size) ** 2
-
 
 def _checked(vision_cfg: dict[str, Any]) -> dict[str, Any]:
     cfg = {"layers": 12, "width": 768, "patch_size": 16, "image_size": 224, **vision_cfg}
@@ -214,6 +209,7 @@ class KeptTower(nn.Module):
         self._states = tower.config.num_hidden_layers + 1
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """(B, N, D) kept features as every hidden state; (B, 1 + N, D), the first zero, if it is dropped."""
         x = nn.functional.pad(pixel_values, (0, 0, 1, 0)) if self._drops_first else pixel_values
         return BaseModelOutputWithPooling(last_hidden_state=x, hidden_states=(x,) * self._states)
 

@@ -2,6 +2,7 @@
 
 ``build`` writes::
 
+    world.json        seed, sizes and rates: a folder belongs to one set of them
     images/*.png      scenes.jsonl (full knowledge; only annotators and judges may read it)
     sft.jsonl         machine-written conversations: some descriptions name one thing that is not there;
                       and text-only reading: captions, and what follows from them
@@ -9,18 +10,21 @@
     pairs.jsonl       prompts to sample two responses for, and prompts.jsonl: prompts for PPO
     eval/             pope_{random,popular,adversarial}.jsonl, mmhal.json, describe.jsonl
     captions.json     image -> five captions (LLaVA-RLHF's image_to_caption.json layout)
+    DONE              present once all of it is there
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from data import pope_sampling
-from data.jsonl import DataError, read_rows, write_json, write_records, write_text
+from data.jsonl import DataError, read_json, read_rows, write_json, write_records, write_text
 from data.processes import end_with_parent
 from data.schema import Example, Facts, Image, Prompt
 from data.world import language as lang
@@ -130,10 +134,12 @@ def human_example(scene: Scene, rng: random.Random) -> Example:
     )  # fmt: skip
 
 
-def prompt_for(scene: Scene, rng: random.Random, source: str, describe_share: float) -> Prompt:
+def prompt_for(
+    scene: Scene, rng: random.Random, source: str, describe_share: float, split: str = "train"
+) -> Prompt:
     """A first question: mostly a description, else yes/no or multiple choice with its answer."""
     kind = rng.random()
-    base = {"image": image_of(scene), "source": source, "split": "train", "id": f"{source}/{scene.id}"}
+    base = {"image": image_of(scene), "source": source, "split": split, "id": f"{source}/{scene.id}"}
     if kind < describe_share:
         return Prompt(question=rng.choice(lang.DESCRIBE), length_class="detail", facts=_facts(scene), **base)
     if kind < describe_share + (1 - describe_share) * 0.6:
@@ -182,7 +188,10 @@ def mmhal_rows(scenes: list[Scene], seed: int, n: int = 96) -> list[dict[str, ob
 
 def _draw_one(job: tuple[Scene, Path]) -> None:
     scene, folder = job
-    draw_scene(scene, SIDE).save(folder / f"{scene.id}.png", compress_level=1)
+    # beside its place and then moved: a picture is whole or absent, and an interrupted build leaves one name
+    part = folder / f".{scene.id}.png.part"
+    draw_scene(scene, SIDE).save(part, format="PNG", compress_level=1)
+    os.replace(part, folder / f"{scene.id}.png")
 
 
 def draw_all(scenes: list[Scene], folder: Path, workers: int) -> None:
@@ -212,9 +221,42 @@ def read_scenes(folder: Path) -> dict[str, Scene]:
     return scenes
 
 
+def take(folder: Path, wanted: dict[str, Any]) -> None:
+    """Take ``folder`` for a world of these settings (``world.json``), or check that it was taken for them.
+
+    A picture's name says nothing of its sizes and rates, so two worlds in one folder could not be told apart.
+
+    Raises:
+        DataError: the folder is a file, holds other things, or a world of other settings (they are named).
+    """
+    path, mend = folder / "world.json", "choose another folder, or delete this one"
+    if folder.exists() and not folder.is_dir():
+        raise DataError("is a file", file=str(folder), mend="give a folder")
+    if not path.exists():
+        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            rule = "not empty, and without world.json not a world's folder to go on in"
+            raise DataError(rule, file=str(folder), mend=mend)
+        write_json(path, wanted)
+        return
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise DataError("is not a JSON object", file=str(path), mend=mend)
+    keys = [k for k in {**wanted, **found} if wanted.get(k) != found.get(k)]
+    if keys:
+        differing = ", ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} now" for k in keys)
+        raise DataError(f"holds a world of other settings ({differing})", file=str(folder), mend=mend)
+
+
 def build(folder: Path, sizes: WorldSizes, rates: WorldRates, *, seed: int, workers: int = 2,
           describe_share: float = 0.75) -> None:  # fmt: skip
-    """Write the whole folder; the same arguments give the same bytes."""
+    """Write the whole folder; the same arguments give the same bytes. What is there already is written again.
+
+    Raises:
+        DataError: the folder belongs to other arguments, or to something else; nothing in it is touched.
+    """
+    own = {"seed": seed, "describe_share": describe_share}
+    take(folder, own | asdict(sizes) | asdict(rates))
+    (folder / "DONE").unlink(missing_ok=True)
     streams = {part: getattr(sizes, part) for part in ("sft", "text", "human", "pairs", "prompts")}
     scenes = {
         k: [sample_scene(scene_seed(seed, k), i, rates.difficulty) for i in range(n)]
@@ -223,7 +265,6 @@ def build(folder: Path, sizes: WorldSizes, rates: WorldRates, *, seed: int, work
     count = max(sizes.describe, 2 * sizes.pope_images, 200)
     scenes["eval"] = [sample_scene(scene_seed(seed, "eval"), i, rates.difficulty) for i in range(count)]
     every = [s for name, group in scenes.items() if name != "text" for s in group]
-    folder.mkdir(parents=True, exist_ok=True)
     draw_all(every, folder / "images", workers)
     write_text(
         folder / "scenes.jsonl", "".join(json.dumps(s.to_json(), sort_keys=True) + "\n" for s in every)
@@ -237,9 +278,10 @@ def build(folder: Path, sizes: WorldSizes, rates: WorldRates, *, seed: int, work
         write_records(
             folder / f"{split}.jsonl", [prompt_for(s, rng, split, describe_share) for s in scenes[split]]
         )
-    describe = [prompt_for(s, rng, "describe", 1.1) for s in scenes["eval"][: sizes.describe]]
+    describe = [prompt_for(s, rng, "describe", 1.1, "test") for s in scenes["eval"][: sizes.describe]]
     write_records(folder / "eval" / "describe.jsonl", describe)
     crowded = [s for s in scenes["eval"] if len(s.objects) >= 3][: sizes.pope_images]
     for split, rows in pope_rows(crowded, seed).items():
         write_text(folder / "eval" / f"pope_{split}.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     write_json(folder / "eval" / "mmhal.json", mmhal_rows(scenes["eval"], seed))
+    write_text(folder / "DONE", "")

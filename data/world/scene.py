@@ -8,7 +8,7 @@ which is the failure that this toolkit measures and mends.
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 #: super-category -> its three objects (the twelve super-categories of COCO)
@@ -89,7 +89,6 @@ class Scene:
     #: (cell, word) of a board with legible text, if there is one
     text: tuple[int, str] | None = None
     difficulty: float = 0.5
-    extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def objects(self) -> list[str]:
@@ -99,7 +98,7 @@ class Scene:
         return next((g for g in self.groups if g.name == name), None)
 
     def to_json(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if k != "extra"}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Scene:

@@ -11,7 +11,8 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from align.config import LoraSettings, ModelSettings
+from align.config import GenerateSettings, LoraSettings, ModelSettings
+from align.generate import generate
 from align.models.lmm import (
     Lmm,
     ModelError,
@@ -24,6 +25,8 @@ from align.models.lmm import (
 )
 from align.models.quantized import keep_unpacked
 from align.models.tiny import build_tiny_llava
+from align.render import Renderer
+from data.schema import Message, Response
 from tests.align.test_lmm import LORA, _batch, _noisy
 
 
@@ -125,6 +128,20 @@ def test_adapters_merge_in_order(lmm: Lmm, pictures: list[PILImage.Image], tmp_p
     assert torch.allclose(hidden_states(both.model, batch), hidden_states(model, batch), atol=1e-5)
     one = load(ModelSettings(path=str(lmm.path), adapter=adapters[1]))
     assert not torch.allclose(hidden_states(one.model, batch), hidden_states(model, batch), atol=1e-2)
+
+
+def test_responses_are_signed_with_the_model_that_gave_them(lmm: Lmm, tmp_path: Path) -> None:
+    wrapped = add_adapters(lmm.model, LORA, ["policy"])
+    wrapped.save_pretrained(tmp_path)
+    adapter = str(tmp_path / "policy")
+    merged = load(ModelSettings(path=str(lmm.path), adapter=adapter))
+    items = [([Message(role="user", content="What is it?")], None)]
+    how = GenerateSettings(max_new_tokens=2, temperature=0.0)
+    plain = load(ModelSettings(path=str(lmm.path)))
+    for asked, name in ((plain, lmm.path), (merged, adapter)):
+        (response,) = generate(asked, Renderer(asked.processor), items, how, seed=0)
+        assert isinstance(response, Response) and response.model == asked.name == name
+    assert merged.path == lmm.path
 
 
 @pytest.fixture(scope="module")

@@ -93,9 +93,24 @@ def test_a_section_that_appears_is_a_difference(run: RunDir) -> None:
 
 
 def test_where_and_how_a_run_is_carried_out_may_change(run: RunDir) -> None:
-    other = _settings(output="elsewhere", resume=True, dry_run=True, threads=2, log_every=3)
+    other = _settings(
+        output="elsewhere",
+        resume=True,
+        dry_run=True,
+        threads=2,
+        report_to=["tensorboard"],
+        workers=2,
+        model={"path": "m", "device": "cpu"},
+    )
     again = _again(run, other)
     assert again.path == run.path and len(json.loads((run.path / "meta.json").read_text())["starts"]) == 2
+
+
+@pytest.mark.parametrize("key", ["log_every", "save_every"])
+def test_what_changes_the_metrics_may_not(run: RunDir, key: str) -> None:
+    """Every saved step of SFT is logged too, so that a resumed run writes the same numbers."""
+    with pytest.raises(CheckpointError, match=rf"other settings \({key}: \d+ there, 3 now\)"):
+        _again(run, _settings(resume=True, **{key: 3}))
 
 
 def test_a_setting_added_since_counts_with_its_default(run: RunDir) -> None:

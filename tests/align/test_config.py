@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from align.config import (
     ConfigError,
     EvalSettings,
+    ModelSettings,
     PpoSettings,
     RewardSettings,
     SftSettings,
@@ -144,6 +146,33 @@ def test_limits_of_facts_are_checked(recipe: Path, limits: str, part: str) -> No
     assert "max_facts" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "template, told",
+    [
+        (
+            "{fact} Good?",
+            "'template': the template names {fact}, which nothing replaces; did you",
+        ),
+        ("{facts} {respones} Good?", "names {respones}, which nothing replaces; did you mean {response}?"),
+        ("{ facts } Good?", "names { facts }, which nothing replaces; did you mean {facts}?"),
+        ("{facts} {} Good?", "names {}, which nothing replaces; the places are {facts} and {response}"),
+        ("Good?", "the model reads facts (captions), and the template has no place for them; put {facts}"),
+    ],
+)
+def test_a_template_has_known_places_only(recipe: Path, template: str, told: str) -> None:
+    recipe.write_text("output: x\nmodel: {path: m}\ndata: {path: d}\n")
+    given = [f"template={json.dumps(template)}", "facts=[captions]"]
+    text = _error(RewardSettings, recipe, given)
+    assert text.startswith("argument 'template=") and told in text and text.count("\n") == 0
+
+
+def test_a_template_may_have_braces_of_its_own_and_no_facts(recipe: Path) -> None:
+    recipe.write_text("output: x\nmodel: {path: m}\ndata: {path: d}\n")
+    for template in ("Good?", "{response} Good?", "{facts}{response}", '{facts} Give {"ok": 1}.'):
+        found = resolve(RewardSettings, recipe, [f"template={json.dumps(template)}"])
+        assert found.template == template
+
+
 def test_wrong_type_and_broken_rule_are_named(recipe: Path) -> None:
     text = _error(SftSettings, recipe, ["batch_size=many", "optim.lr=-1"])
     first, second = sorted(text.splitlines())
@@ -203,6 +232,11 @@ def test_missing_file_and_binary_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("argument", ["seed", "=3", "optim.=3", "seed=[1", "output.x=1"])
 def test_bad_arguments(recipe: Path, argument: str) -> None:
     assert _error(SftSettings, recipe, [argument]).startswith(f"argument {argument!r}: ")
+
+
+@pytest.mark.parametrize(("adapter", "name"), [(None, "m"), ("a", "a"), (["a", "b"], "b"), ([], "m")])
+def test_a_model_is_called_by_its_last_adapter(adapter: str | list[str] | None, name: str) -> None:
+    assert ModelSettings(path="m", adapter=adapter).name == name
 
 
 def test_a_hub_id_is_told_from_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

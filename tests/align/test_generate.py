@@ -147,8 +147,9 @@ def test_rollout_keeps_order_and_scores_what_was_sampled(lmm: Lmm, items: list[I
     out = rollout_tokens(lmm, renderer, items, SAMPLED, seed=3, num_return=2)
     length = out.response_ids.shape[1]
     assert out.prompt_ids.shape[0] == 10 and out.features is not None and out.features.shape[0] == 8
+    batch = join({"input_ids": out.prompt_ids, "attention_mask": out.prompt_mask}, out)
     with torch.no_grad():
-        logp, _ = token_logprobs(lmm.model, out.batch(), out.features, response_len=length)
+        logp, _ = token_logprobs(lmm.model, batch, out.features, response_len=length)
     for i, item in enumerate(items):
         for row in (2 * i, 2 * i + 1):
             prompt = renderer.prompt_batch([item])
@@ -170,7 +171,7 @@ def test_join_keeps_other_inputs(lmm: Lmm, items: list[Item]) -> None:
     out = rollout_tokens(lmm, renderer, items, GREEDY, seed=0)
     prompt = renderer.prompt_batch(items) | {"token_types": torch.ones_like(out.prompt_ids)}
     joined = join(prompt, out)
-    assert torch.equal(joined["input_ids"], out.batch()["input_ids"])
+    assert torch.equal(joined["input_ids"], torch.cat([out.prompt_ids, out.response_ids], 1))
     assert joined["token_types"].shape == joined["input_ids"].shape
     assert joined["token_types"][:, out.prompt_ids.shape[1] :].sum() == 0
     assert torch.equal(joined["pixel_values"], prompt["pixel_values"])

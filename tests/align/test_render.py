@@ -213,6 +213,35 @@ def test_too_long_samples_are_named(renderer: Renderer, pictures: list[PILImage.
         renderer.train_batch([example])
 
 
+def test_lengths_are_known_without_a_picture(renderer: Renderer, pictures: list[PILImage.Image]) -> None:
+    ask = _messages("What is in the image?")
+    texts = [(ask, "A cat.", "One fact.\nAnother."), (ask, "A red apple on the table.", None)]
+    for template in (None, "{facts}\nAnswer: {response} Good?"):
+        batch = renderer.reward_batch([(*texts[0], pictures[0]), (*texts[1], None)], template)
+        lengths = renderer.reward_lengths([(*texts[0], True), (*texts[1], False)], template)
+        assert lengths == batch["attention_mask"].sum(1).tolist()
+
+
+def test_samples_that_cannot_be_cut_are_told_together(
+    renderer: Renderer, pictures: list[PILImage.Image]
+) -> None:
+    """Each says what rendering it would say, and a sample that can be cut says nothing."""
+    answered = _example("What is in the image?", "There is a red apple on the table.", name="answered")
+    asked = _example("What is in the image? " * 3, "There is a red apple on the table.", name="asked")
+    words = _example("What is it? " * 9, "A cat.", name="words", image=None)
+    long = int((renderer.train_batch([answered], [pictures[0]])["labels"][0] == -100).sum()) + 1
+    expected = []
+    for example, image in ((answered, pictures[0]), (asked, pictures[0]), (words, None)):
+        try:
+            renderer.train_batch([example], [image], max_length=long)
+        except RenderError as error:
+            expected.append(str(error))
+    assert [text.split(":")[0] for text in expected] == ["sample asked", "sample words"]
+    assert renderer.misfits([answered, asked, words], long) == expected
+    (inside,) = renderer.misfits([answered], 4)
+    assert "inside the image" in inside
+
+
 def test_features_and_pixels_stand_for_pictures(
     lmm: Lmm, renderer: Renderer, pictures: list[PILImage.Image]
 ) -> None:

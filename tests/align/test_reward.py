@@ -14,11 +14,12 @@ import torch
 from PIL import Image as PilImage
 
 import align.reward_model
-from align.config import DataSettings, ModelSettings, RewardSettings
+from align.config import ModelSettings, RewardSettings
 from align.launch import LaunchError
-from align.models.lmm import Lmm
+from align.models.lmm import Lmm, load_processor
 from align.models.tiny import build_tiny_llava
 from align.pictures import open_pictures
+from align.render import Renderer, RenderError
 from align.reward import (
     RewardError,
     RewardModel,
@@ -27,12 +28,11 @@ from align.reward import (
     pair_pictures,
     read_pairs,
     run,
-    score_pairs,
     train_step,
 )
 from align.reward_model import RewardInfo, ScoreItem, read_info, same_base
 from align.schedule import lr_factor
-from data.jsonl import DataError, write_records
+from data.jsonl import DataError, read_records, write_records
 from data.schema import Facts, Image, Message, Preference, Response
 
 COLOURS = ("red", "green", "blue", "yellow")
@@ -221,6 +221,16 @@ def test_shared_weights_choose_neither_code_nor_device(
     assert asked[1] == ModelSettings(path=path, attention="eager", device="cpu", trust_remote_code=True)
 
 
+def test_a_shared_template_with_a_typo_is_refused(trained: Path, tmp_path: Path):
+    shared = Path(shutil.copytree(trained / "reward", tmp_path / "shared"))
+    text = (shared / "reward.json").read_text()
+    (shared / "reward.json").write_text(text.replace("{facts}", "{fact}"))
+    with pytest.raises(
+        RewardError, match=r"reward\.json: template: .*names \{fact\}.*did you mean \{facts\}\?"
+    ):
+        read_info(shared)
+
+
 def test_a_failed_save_leaves_nothing(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = RewardModel.load(trained)
 
@@ -266,19 +276,8 @@ def test_missing_facts_stop_before_any_model_is_loaded(world: Path, trained: Pat
     with pytest.raises(DataError, match=r"bare\.jsonl: facts: .*1 records have none: bare; add them"):
         run(broken)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(DataError, match="1 records have none: bare"):
-        score_pairs(RewardModel.load(trained), DataSettings(path=str(tmp_path / "bare.jsonl")))
     with pytest.raises(DataError, match="1 records have none: x"):
         RewardModel.load(trained).score([ScoreItem("x", bare.messages, "y", Facts(answer="A"))])
-
-
-def test_score_pairs_reads_any_preference_file(world: Path, trained: Path):
-    data = DataSettings(path=str(world / "preferences.jsonl"), images=str(world / "images"))
-    found = score_pairs(RewardModel.load(trained), data)
-    assert (found.n, found.accuracy) == (48, 1.0)
-    # the texts differ in one word only
-    assert found.equal_length_n == 48
-    assert found.equal_length_accuracy == 1.0
 
 
 def test_kill_and_resume_is_bit_identical(
@@ -355,6 +354,41 @@ def test_head_starts_along_two_words(world: Path):
 def test_dry_run_computes_nothing(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("align.reward.RewardModel.start", lambda *_: pytest.fail("a dry run loaded weights"))
     run(settings(world, tmp_path / "run", dry_run=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_too_long_to_score_are_named_before_the_run(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("align.reward.RewardModel.start", lambda *_: pytest.fail("weights were loaded"))
+    records = [r for r in read_records(world / "preferences.jsonl") if isinstance(r, Preference)]
+    renderer, picture = (
+        Renderer(load_processor(settings(world, tmp_path).model)),
+        PilImage.new("RGB", (32, 32)),
+    )
+    rendered = [
+        renderer.reward_batch([(r.messages, x.text, None, picture)]) for r in records for x in r.responses
+    ]
+    most = max(batch["input_ids"].shape[1] for batch in rendered)
+    long = [
+        r.model_copy(
+            update={"id": f"long{i}", "responses": [Response(text="A cat. " * (40 + i)), r.responses[1]]}
+        )
+        for i, r in enumerate(records[:7])
+    ]
+    write_records(tmp_path / "pairs.jsonl", [*records, *long])
+    data = {"path": str(tmp_path / "pairs.jsonl"), "images": str(world / "images")}
+    told = rf"^7 pairs exceed max_length {most} tokens \(long6: \d+, long5: .* and 2 more\), and a text"
+    for dry in (True, False):
+        with pytest.raises(RenderError, match=told):
+            run(settings(world, tmp_path / "run", data=data, facts=[], max_length=most, dry_run=dry))
+    # without them all fit, to the token
+    run(settings(world, tmp_path / "run", facts=[], max_length=most, dry_run=True))
+    with pytest.raises(RenderError, match=rf"pairs exceed max_length {most - 1} tokens"):
+        run(settings(world, tmp_path / "run", facts=[], max_length=most - 1, dry_run=True))
+    # and facts count
+    with pytest.raises(RenderError, match=r"^48 pairs exceed"):
+        run(settings(world, tmp_path / "run", max_length=most, dry_run=True))
     assert not (tmp_path / "run").exists()
 
 

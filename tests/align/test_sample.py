@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import pytest
 from PIL import Image as PilImage
 
 from align import sample
+from align.checkpoint import CheckpointError
 from align.config import SampleSettings
 from align.launch import LaunchError
 from align.models.build import ModelError
 from data.jsonl import DataError, read_records, write_records
-from data.schema import Facts, Image, Preference, Prompt
+from data.schema import Facts, Image, Preference, Prompt, Response
 
 #: prompts; with a batch of 8 a part holds 64
 COUNT = 70
@@ -138,6 +140,54 @@ def test_a_killed_run_goes_on_and_writes_the_same(
     run = sample.run(settings(tiny_llava, prompts, tmp_path / "run", resume=True))
     assert (run / "samples.jsonl").read_bytes() == (sampled / "samples.jsonl").read_bytes()
     assert (run / "metrics.jsonl").read_bytes() == (sampled / "metrics.jsonl").read_bytes()
+
+
+def other_question(found: list[Prompt]) -> None:
+    found[5] = found[5].model_copy(update={"question": "What else?"})
+
+
+def other_picture(found: list[Prompt]) -> None:
+    found[5] = found[5].model_copy(update={"image": found[6].image})
+
+
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        (other_question, "q5"),
+        (other_picture, "q5"),
+        (list.reverse, f"q{COUNT - 1}"),
+        (lambda f: f.pop(0), "q1"),
+    ],
+    ids=["question", "picture", "order", "one-less"],
+)
+def test_parts_of_other_prompts_are_not_taken(
+    tiny_llava: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[list[Prompt]], object],
+    first: str,
+) -> None:
+    """The settings name the file of prompts, not what stands in it."""
+    asked = [p for p in read_records(prompts / "prompts.jsonl") if isinstance(p, Prompt)]
+    write_records(tmp_path / "prompts.jsonl", asked)
+    data = {"path": str(tmp_path / "prompts.jsonl"), "images": str(prompts)}
+
+    def answers(_: object, __: object, ___: object, part: list[Prompt], ____: int) -> Iterator[Preference]:
+        if part[0].id != "q0":
+            raise Killed
+        return (sample._preference(p, [Response(text="a"), Response(text="b")]) for p in part)
+
+    monkeypatch.setattr(sample, "load_lmm", lambda *_: SimpleNamespace(processor=None))
+    monkeypatch.setattr(sample, "Renderer", lambda *_: None)
+    monkeypatch.setattr(sample, "answered", answers)
+    with pytest.raises(Killed):
+        sample.run(settings(tiny_llava, prompts, tmp_path / "run", data=data))
+    change(asked)
+    write_records(tmp_path / "prompts.jsonl", asked)
+    told = rf"parts/00000000\.jsonl: answers other prompts .* \(the first that differs: '{first}'\); choose"
+    with pytest.raises(CheckpointError, match=told):
+        sample.run(settings(tiny_llava, prompts, tmp_path / "run", data=data, resume=True))
 
 
 def test_the_seed_decides(tiny_llava: Path, prompts: Path, sampled: Path, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from align.checkpoint import CheckpointError
 from align.config import LoraSettings, ModelSettings, OptimSettings, SftSettings
 from align.launch import LaunchError
 from align.models.lmm import ModelError, hidden_states, image_features, load
-from align.render import Renderer
-from data.jsonl import DataError, write_records
+from align.render import Renderer, RenderError
+from data.jsonl import DataError, read_records, write_records
 from data.schema import Example, Image, Message
 
 
@@ -55,6 +55,30 @@ def test_learns_and_saves_a_checkpoint(tiny_llava: Path, colour_data: Path, tmp_
     assert changed == {"projector", "language"}
     assert (tmp_path / "run" / "DONE").exists()
     assert load(ModelSettings(path=str(out))).processor.chat_template
+
+
+def test_samples_with_nothing_left_to_learn_are_named_before_training(
+    tiny_llava: Path, colour_data: Path, tmp_path: Path
+) -> None:
+    """They stand behind the first batch, which is rendered in any case."""
+    examples = [e for e in read_records(colour_data / "sft.jsonl") if isinstance(e, Example)]
+    renderer, picture = (
+        Renderer(load(ModelSettings(path=str(tiny_llava))).processor),
+        PILImage.new("RGB", (32, 32)),
+    )
+    most = renderer.train_batch(examples, [picture] * len(examples))["input_ids"].shape[1]
+    ask = Message(role="user", content="What is in the image? " * 30)
+    long = [
+        Example(id=f"long{i}", messages=[ask, Message(role="assistant", content="A cup.")]) for i in (0, 1)
+    ]
+    write_records(tmp_path / "sft.jsonl", [*examples, *long])
+    data = {"path": str(tmp_path / "sft.jsonl"), "images": str(colour_data)}
+    told = r"^sample long0: .* no assistant token is left; .*\nsample long1: .* drop the sample$"
+    for changes in ({"data": data, "dry_run": True}, {"data": data}, {"eval_data": data}):
+        with pytest.raises(RenderError, match=told):
+            sft.run(_settings(tiny_llava, colour_data, tmp_path / "run", max_length=most, **changes))
+    sft.run(_settings(tiny_llava, colour_data, tmp_path / "run", max_length=most, dry_run=True))
+    assert not (tmp_path / "run").exists()
 
 
 def test_logged_loss_is_the_mean_over_labelled_tokens(

@@ -26,7 +26,7 @@ def test_vit_states_are_open_clips() -> None:
     x = torch.randn(2, 3, 32, 32)
     out = tower(x)
     assert [tuple(h.shape) for h in out.hidden_states] == [(2, 17, 32)] * 4
-    assert tower.config.num_patches == 16 and tower.config.has_cls
+    assert tower.config.has_cls
     # open_clip's own route from pixels to intermediates and to the pooled embedding
     ours = out.hidden_states[1:]
     theirs = tower.visual.forward_intermediates(x, output_fmt="NLC", output_extra_tokens=True)
@@ -45,7 +45,7 @@ def test_resnet_grid_is_open_clips() -> None:
     assert [tuple(h.shape) for h in states] == [
         (2, 256, 16), (2, 256, 64), (2, 64, 128), (2, 16, 256), (2, 4, 512),
     ]  # fmt: skip
-    assert tower.config.hidden_size == 512 and tower.config.num_patches == 4 and not tower.config.has_cls
+    assert tower.config.hidden_size == 512 and not tower.config.has_cls
     grid = states[-1].transpose(1, 2).unflatten(2, (2, 2))
     assert torch.allclose(tower.visual.attnpool(grid), tower.visual(x), atol=1e-5)
 
@@ -91,8 +91,8 @@ def tiny_clip(tmp_path: Path) -> str:
 
 def test_from_open_clip_takes_the_named_architecture(tiny_clip: str) -> None:
     tower = from_open_clip(tiny_clip)
-    assert tower.config.num_patches == 16 and tower.config.quick_gelu
-    assert from_open_clip(tiny_clip, image_size=64).config.num_patches == 64
+    assert tower.config.image_size == 32 and tower.config.quick_gelu
+    assert from_open_clip(tiny_clip, image_size=64).config.image_size == 64
 
 
 def test_from_open_clip_loads_weights(tiny_clip: str, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from align.config import EvalSettings, PpoSettings, RewardSettings, RunSettings,
 from apps import demo
 from apps.chain import (
     QUICK,
-    STAGES,
     ChainError,
     Scale,
     alone_in,
@@ -27,8 +26,9 @@ from apps.chain import (
     scale_of,
 )
 from apps.scheduler import Progress, Step, check_graph
+from apps.stages import STAGES
 from apps.studies import rlhf
-from data.jsonl import read_json, read_records, write_records
+from data.jsonl import DataError, read_json, read_records, write_records, write_text
 from data.schema import HALLUCINATION, Image, Message, Preference, Response
 from data.world.build import WorldRates, WorldSizes, build, read_scenes
 from data.world.scene import OBJECTS
@@ -53,7 +53,7 @@ MICRO = replace(
 def resolved(step: Step) -> RunSettings:
     """The settings that the step's worker will run with."""
     values = [f"{k}={json.dumps(v)}" for k, v in step.arguments["overrides"].items()]
-    settings = getattr(config, STAGES[step.arguments["stage"]][1])
+    settings = getattr(config, STAGES[step.arguments["stage"]].settings)
     return config.resolve(settings, RECIPES / f"{step.arguments['recipe']}.yaml", values)
 
 
@@ -136,6 +136,16 @@ def test_a_stage_runs_with_its_recipe_and_may_continue(
     step = next(step for step in chain(tmp_path, 3, MICRO) if step.name == "samples")
     step.run(**step.arguments)
     assert seen == [resolved(step).model_copy(update={"resume": True})]
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON's escapes of 🙂 are two half characters to YAML."""
+    seen: list[RunSettings] = []
+    monkeypatch.setitem(__import__("sys").modules, "align.sample", SimpleNamespace(run=seen.append))
+    root = tmp_path / "Studie 🙂 'é'"
+    step = next(step for step in chain(root, 3, MICRO) if step.name == "samples")
+    step.run(**step.arguments)
+    assert seen[0].output == str(root / "samples")
 
 
 # --- the folder ---
@@ -221,6 +231,17 @@ def test_labels_are_split_without_overlap_and_clean_where_they_measure(sampled: 
     noisy = [r.preferred for name in ("train", "heldout", "test_noisy") for r in parts[name]]
     assert 0 < sum(choice == 1 for choice in noisy) < 20
     assert (sampled / "labels/DONE").exists()
+
+
+def test_no_sampled_pair_is_lost_on_the_way_to_its_label(sampled: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(sampled / "data")
+    lines = (sampled / "samples/samples.jsonl").read_text().splitlines()
+    # four copies under other names: one bad line among them is less than 1 %
+    copies = [line.replace('"id": "', f'"id": "{k}-', 1) for k in range(4) for line in lines]
+    write_text(tmp_path / "samples/samples.jsonl", "\n".join([*copies, "{oops"]))
+    with pytest.raises(DataError, match=r"samples\.jsonl:161: not valid JSON"):
+        make_labels(str(tmp_path), seed=5, heldout=10, test=12)
+    assert not (tmp_path / "labels").exists()
 
 
 def test_too_few_pairs_say_so(sampled: Path) -> None:

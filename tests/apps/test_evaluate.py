@@ -326,6 +326,17 @@ def test_descriptions_need_a_known_picture(base: Path, world: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+def test_no_prompt_of_a_benchmark_is_left_out(tmp_path: Path) -> None:
+    """One bad line in a hundred would pass where records are read to train on."""
+    asked = [Prompt(id=f"q{i}", question="What?", image=Image(id="a", path="a.png")) for i in range(200)]
+    write_records(tmp_path / "describe.jsonl", asked)
+    assert len(evaluate.describe_items(str(tmp_path / "describe.jsonl"), None)) == 200
+    with (tmp_path / "describe.jsonl").open("a") as file:
+        file.write("{oops\n")
+    with pytest.raises(DataError, match=r"describe\.jsonl:201: not valid JSON"):
+        evaluate.describe_items(str(tmp_path / "describe.jsonl"), None)
+
+
 def test_without_a_judge_answers_are_handed_out(
     base: Path, world: Path, evaluated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from align.pairs import Pair, PairReport, report
 from apps import gates
-from data.jsonl import read_json, write_records
+from data.jsonl import DataError, read_json, write_records
 from data.schema import HALLUCINATION, HELPFULNESS, Image, Message, Preference, Response
 from data.world.annotators import Labeler
 from data.world.build import read_scenes
@@ -97,6 +97,16 @@ def test_no_pair_may_differ_in_hallucination(root: Path, scorer: list[Any], worl
     found = gates.measure(root, "reward", 0)["hallucination"]
     assert found.pop("n") == 0
     assert set(found.values()) == {None} and "length_correlation" in found
+
+
+def test_no_pair_is_left_out_of_a_measurement(tmp_path: Path) -> None:
+    scene = Scene("s", "rest", "bedroom", (), 0)
+    write_records(tmp_path / "t.jsonl", [pair(scene, f"p{i}", ("a", "b"), 0) for i in range(200)])
+    assert len(gates.read_pairs(tmp_path / "t.jsonl")) == 200
+    with (tmp_path / "t.jsonl").open("a") as file:
+        file.write("{oops\n")
+    with pytest.raises(DataError, match=r"t\.jsonl:201: not valid JSON"):
+        gates.read_pairs(tmp_path / "t.jsonl")
 
 
 def test_labelers_agree_with_each_other_as_often_as_chance_has_it(world: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from apps import cli
 from apps.world_commands import annotate
 from data.jsonl import DataError, read_records, write_records
 from data.schema import HALLUCINATION, HELPFULNESS, Image, Message, Preference, Response
+from data.world.annotators import Labeler
 from data.world.build import read_scenes
-from data.world.scene import OBJECTS, Scene
+from data.world.scene import OBJECTS, Scene, sample_scene
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +38,14 @@ def pair(scene: Scene, name: str, *texts: str) -> Preference:
 
 
 def pairs_of(world: Path) -> list[Preference]:
-    """One pair a scene: everything that is there, and the same with something false."""
-    pairs = []
-    for i, scene in enumerate(read_scenes(world).values()):
-        absent = next(n for n in OBJECTS if n not in scene.objects)
-        true = " ".join(f"A {name}." for name in scene.objects)
-        pairs.append(pair(scene, f"p{i}", true, f"{true} A {absent}."))
-    return pairs
+    return [false_pair(scene, f"p{i}") for i, scene in enumerate(read_scenes(world).values())]
+
+
+def false_pair(scene: Scene, name: str) -> Preference:
+    """Everything that is there, and the same with something false."""
+    absent = next(n for n in OBJECTS if n not in scene.objects)
+    true = " ".join(f"A {n}." for n in scene.objects)
+    return pair(scene, name, true, f"{true} A {absent}.")
 
 
 def test_the_folder_is_written_at_the_smallest_scale(world: Path) -> None:
@@ -50,6 +53,14 @@ def test_the_folder_is_written_at_the_smallest_scale(world: Path) -> None:
     scenes = read_scenes(world)
     assert {s.difficulty for s in scenes.values()} == {0.1}
     assert sorted(p.stem for p in (world / "images").iterdir()) == sorted(scenes)
+
+
+def test_another_world_does_not_go_into_the_folder(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["data", "world", str(world), "--seed", "2", "--scale", "0.0001", "--difficulty", "0.2"]
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert f"{world}: holds a world of other settings (difficulty: 0.1 there, 0.2 now); choose" in error
+    assert {s.difficulty for s in read_scenes(world).values()} == {0.1}
 
 
 def test_clean_labelers_choose_what_is_true(world: Path, tmp_path: Path) -> None:
@@ -68,14 +79,41 @@ def test_clean_labelers_choose_what_is_true(world: Path, tmp_path: Path) -> None
     assert {p.annotator for p in chosen if isinstance(p, Preference)} == {"world-clean"}
 
 
-def test_noisy_labelers_err_and_their_seed_decides_where(world: Path) -> None:
-    scenes, pairs = read_scenes(world), pairs_of(world)
+def test_noisy_labelers_err_and_their_seed_decides_where() -> None:
+    """Noticed, the false object is chosen by a slip alone; unnoticed, the two responses are a coin's."""
+    scenes = {scene.id: scene for scene in (sample_scene(2, i) for i in range(2400))}
+    pairs = [false_pair(scene, name) for name, scene in scenes.items()]
     first = annotate(pairs, scenes, seed=0)
     assert first == annotate(list(reversed(pairs)), scenes, seed=0)[::-1]
     assert first != annotate(pairs, scenes, seed=1)
-    wrong = sum(p.preferred == 1 for p in first) / len(first)
-    # unnoticed (0.25) the choice is a coin's, noticed a slip (0.12) turns it
-    assert wrong == pytest.approx(0.25 * 0.5 + 0.75 * 0.12, abs=0.1)
+    labeler, n = Labeler(), len(pairs)
+    share = labeler.notice * labeler.flip + (1 - labeler.notice) * 0.5
+    wrong = sum(p.preferred == 1 for p in first) / n
+    # 4 standard deviations: 0.03, and without slips 0.08 would be missing
+    assert wrong == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / n))
+
+
+def test_no_pair_is_lost_and_no_labels_are_replaced_unasked(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bad line in a hundred would pass where records are read to train on."""
+    samples, done = tmp_path / "samples.jsonl", tmp_path / "done.jsonl"
+    command = ["data", "annotate", str(samples), str(done), "--world", str(world)]
+    write_records(samples, pairs_of(world))
+    whole = samples.read_text()
+    assert whole.count("\n") > 200
+    samples.write_text(whole + "{oops\n")
+    assert cli.main(command) == 2
+    assert f"samples.jsonl:{whole.count(chr(10)) + 1}: not valid JSON" in capsys.readouterr().err
+    assert not done.exists()
+    samples.write_text(whole)
+    assert cli.main(command) == 0
+    first = done.read_bytes()
+    assert cli.main([*command, "--seed", "1"]) == 2
+    told = f"{done}: the output exists already; choose another, or --force"
+    assert told in capsys.readouterr().err and done.read_bytes() == first
+    assert cli.main([*command, "--seed", "1", "--force"]) == 0
+    assert done.read_bytes() != first
 
 
 def test_a_pair_of_another_world_is_an_error(

@@ -7,9 +7,12 @@ import math
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from PIL import Image as Pil
 
 from data import jsonl
 from data.formats import mmhal, pope
@@ -266,9 +269,70 @@ def test_the_same_arguments_give_the_same_bytes(world: Path, tmp_path: Path) -> 
     assert files(tmp_path / "again") == files(world)
 
 
+SMALL = WorldSizes(2, 2, 2, 2, 2, 2, 2)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_world_of_other_settings_is_not_mixed_in(tmp_path: Path) -> None:
+    """Names of pictures depend on the seed and an index alone: a second world would overwrite the first's."""
+    folder = tmp_path / "w"
+    build(folder, SMALL, WorldRates(), seed=1, workers=1)
+    before = files(folder)
+    for sizes, rates, seed, told in (
+        (SMALL, WorldRates(difficulty=0.2), 1, "difficulty: 0.7 there, 0.2 now"),
+        (SMALL, WorldRates(), 2, "seed: 1 there, 2 now"),
+        (replace(SMALL, pairs=3), WorldRates(), 1, "pairs: 2 there, 3 now"),
+    ):
+        with pytest.raises(jsonl.DataError, match=rf"{folder}: holds a world of other settings \({told}\); "):
+            build(folder, sizes, rates, seed=seed, workers=1)
+    assert files(folder) == before
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(jsonl.DataError, match=r"not empty, and without world\.json"):
+        build(tmp_path, SMALL, WorldRates(), seed=1, workers=1)
+    with pytest.raises(jsonl.DataError, match=r"thesis\.txt: is a file; give a folder"):
+        build(tmp_path / "thesis.txt", SMALL, WorldRates(), seed=1, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_interrupted_build_is_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed inside a picture: no half picture bears its name, nothing is done, and a redo mends all."""
+    real = Pil.Image.save
+
+    def save(self: Pil.Image, file: Path, **how: object) -> None:
+        real(self, file, **how)
+        if len(list((tmp_path / "cut/images").glob("*.png"))) == 3:
+            Path(file).write_bytes(Path(file).read_bytes()[:100])
+            raise Killed
+
+    build(tmp_path / "whole", SMALL, WorldRates(), seed=1, workers=1)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Pil.Image, "save", save)
+        build(tmp_path / "cut", SMALL, WorldRates(), seed=1, workers=1)
+    for picture in (tmp_path / "cut/images").glob("*.png"):
+        assert picture.read_bytes() == (tmp_path / "whole/images" / picture.name).read_bytes()
+    assert not (tmp_path / "cut/DONE").exists()
+    build(tmp_path / "cut", SMALL, WorldRates(), seed=1, workers=1)
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert (tmp_path / "cut/DONE").exists()
+
+
+def test_a_build_again_is_done_at_its_end_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "w"
+    build(folder, SMALL, WorldRates(), seed=1, workers=1)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("data.world.build.mmhal_rows", Mock(side_effect=Killed))
+        build(folder, SMALL, WorldRates(), seed=1, workers=1)
+    assert not (folder / "DONE").exists()
+
+
 def test_another_seed_gives_another_world(world: Path, tmp_path: Path) -> None:
-    small = WorldSizes(2, 2, 2, 2, 2, 2, 2)
-    build(tmp_path / "other", small, WorldRates(), seed=2, workers=1)
+    build(tmp_path / "other", SMALL, WorldRates(), seed=2, workers=1)
     assert not set(read_scenes(tmp_path / "other")) & set(read_scenes(world))
 
 
@@ -283,6 +347,7 @@ def test_the_folder_reads_back(world: Path) -> None:
         assert len(prompts) == n
         for prompt in prompts:
             assert isinstance(prompt, Prompt) and prompt.image is not None
+            assert prompt.split == ("test" if name == "eval/describe" else "train")
             assert image_path(prompt.image, world).is_file()
             assert prompt.facts.captions == lang.captions(scenes[prompt.image.id])
     captions = json.loads((world / "captions.json").read_text())

@@ -1,0 +1,28 @@
+"""The stages that a recipe runs, for the command line and the chains. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command that takes a recipe: ``module.run(settings)`` does the work."""
+
+    module: str
+    #: name of its settings class in ``align.config``
+    settings: str
+    #: the setting that ``--limit`` sets
+    limit: str
+    help: str
+
+
+STAGES = {
+    "sft": Stage("align.sft", "SftSettings", "data.limit", "supervised fine-tuning on conversations"),
+    "sample": Stage(
+        "align.sample", "SampleSettings", "data.limit", "sample responses for annotators to compare"
+    ),
+    "reward": Stage("align.reward", "RewardSettings", "data.limit", "train a reward model on preferences"),
+    "ppo": Stage("align.ppo", "PpoSettings", "data.limit", "reinforcement learning against a reward model"),
+    "eval": Stage("apps.evaluate", "EvalSettings", "limit", "run benchmarks and write a report"),
+}
