@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit status is 0, 2 for a mistake in the input, 130 when interrupted; 1 where a command that looks
     for bad records has found some.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _spelled(list(sys.argv[1:] if argv is None else argv))
     debug = os.environ.get("ALIGN_DEBUG", "0") not in ("", "0")
     try:
         args = _parse(arguments)
@@ -72,6 +72,15 @@ def _how_to_continue(arguments: list[str]) -> str:
 # --- the parser ---
 
 
+def _spelled(arguments: list[str]) -> list[str]:
+    """``eval run`` is ``eval``, and ``eval score`` a command of its own."""
+    if arguments[:2] == ["eval", "run"]:
+        return ["eval", *arguments[2:]]
+    if arguments[:2] == ["eval", "score"]:
+        return ["eval-score", *arguments[2:]]
+    return arguments
+
+
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = _parser(with_data=arguments[:1] == ["data"])
     args, extra = parser.parse_known_args(arguments)
@@ -91,9 +100,9 @@ def _parser(with_data: bool) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, stage in STAGES.items():
-        _add_stage(
-            commands.add_parser(name, help=stage.help, description=stage.help.capitalize() + "."), name
-        )
+        prog = f"align {name.replace('-', ' ')}"
+        words = stage.help.capitalize() + "."
+        _add_stage(commands.add_parser(name, prog=prog, help=stage.help, description=words), name)
     _add_data(commands, with_data)
 
     demo = commands.add_parser("demo", help="the whole chain on the built-in world, from scratch")
@@ -217,10 +226,11 @@ def _check_files(settings: RunSettings) -> None:
 def _paths(settings: Any) -> Iterator[tuple[str, Path]]:
     from align.config import is_hub_id
 
-    model = settings.model
-    for key, value in (("path", model.path), *(("adapter", adapter) for adapter in model.adapters)):
-        if not is_hub_id(value):
-            yield f"model.{key}", Path(value)
+    model = getattr(settings, "model", None)
+    if model is not None:
+        for key, value in (("path", model.path), *(("adapter", adapter) for adapter in model.adapters)):
+            if not is_hub_id(value):
+                yield f"model.{key}", Path(value)
     for section in ("data", "eval_data"):
         data: DataSettings | None = getattr(settings, section, None)
         if data is not None:
@@ -233,6 +243,13 @@ def _paths(settings: Any) -> Iterator[tuple[str, Path]]:
             yield key, Path(getattr(settings, key))
     for name, file in getattr(settings, "benchmarks", {}).items():
         yield f"benchmarks.{name}", Path(file)
+    for section, keys in (("judge", ("prompt",)), ("chair", ("captions", "synonyms", "images"))):
+        for key in keys:
+            if (value := getattr(getattr(settings, section, None), key, None)) is not None:
+                yield f"{section}.{key}", Path(value)
+    answers = getattr(settings, "answers", {})
+    for name, file in ({"": answers} if isinstance(answers, str) else answers).items():
+        yield f"answers.{name}".rstrip("."), Path(file)
 
 
 def _data(args: argparse.Namespace) -> int:

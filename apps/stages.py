@@ -25,4 +25,6 @@ STAGES = {
     "reward": Stage("align.reward", "RewardSettings", "data.limit", "train a reward model on preferences"),
     "ppo": Stage("align.ppo", "PpoSettings", "data.limit", "reinforcement learning against a reward model"),
     "eval": Stage("apps.evaluate", "EvalSettings", "limit", "run benchmarks and write a report"),
+    # spelled "align eval score"
+    "eval-score": Stage("apps.score", "ScoreSettings", "limit", "score answers from files, without a model"),
 }
