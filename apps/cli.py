@@ -73,11 +73,11 @@ def _how_to_continue(arguments: list[str]) -> str:
 
 
 def _spelled(arguments: list[str]) -> list[str]:
-    """``eval run`` is ``eval``, and ``eval score`` a command of its own."""
+    """``eval run`` is ``eval``; ``eval score`` and ``eval compare`` are commands of their own."""
     if arguments[:2] == ["eval", "run"]:
         return ["eval", *arguments[2:]]
-    if arguments[:2] == ["eval", "score"]:
-        return ["eval-score", *arguments[2:]]
+    if arguments[:1] == ["eval"] and arguments[1:2] in (["score"], ["compare"]):
+        return [f"eval-{arguments[1]}", *arguments[2:]]
     return arguments
 
 
@@ -104,6 +104,15 @@ def _parser(with_data: bool) -> argparse.ArgumentParser:
         words = stage.help.capitalize() + "."
         _add_stage(commands.add_parser(name, prog=prog, help=stage.help, description=words), name)
     _add_data(commands, with_data)
+
+    words = "two evaluations on the items that both answered, paired"
+    compare = commands.add_parser("eval-compare", prog="align eval compare", help=words, description=words)
+    compare.add_argument("first", type=Path, metavar="RUN", help="an evaluation's folder")
+    compare.add_argument("second", type=Path, metavar="BASELINE", help="another's; it is subtracted")
+    compare.add_argument(
+        "--output", type=Path, default=Path("runs/compare"), metavar="DIR", help="default: %(default)s"
+    )
+    compare.set_defaults(command=_compare)
 
     demo = commands.add_parser("demo", help="the whole chain on the built-in world, from scratch")
     demo.add_argument("--quick", action="store_true", help="a smaller run of a minute or two")
@@ -257,6 +266,13 @@ def _data(args: argparse.Namespace) -> int:
 
     # data_commands names its own run; what it does not know belongs to the world.
     return getattr(args, "run", world_commands.run)(args) or 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from apps import compare
+
+    print(f"done: {compare.run(args.first, args.second, args.output)}")
+    return 0
 
 
 def _demo(args: argparse.Namespace) -> int:

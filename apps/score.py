@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from align.config import ScoreSettings
 from apps.benchmarks import benchmarks_of
 from apps.eval_page import page_of
-from data.jsonl import DataError, read_rows, write_json, write_records
+from data.jsonl import DataError, read_rows, write_json, write_records, write_rows, write_text
 from data.processes import sole_writer
 from data.schema import Verdict
 from data.world.build import read_scenes
@@ -19,13 +21,13 @@ from evals.answers import Answers, read_answers
 from evals.objects import ObjectBenchmark
 from evals.pope import PopeBenchmark
 from evals.report import write_report
-from evals.runner import Benchmark
+from evals.runner import Benchmark, row_of
 
 log = logging.getLogger(__name__)
 
 
 def run(settings: ScoreSettings) -> Path:
-    """Write ``verdicts.jsonl``, ``results.json`` and ``report.html``; the same files give the same bytes.
+    """Write responses, verdicts, ``results.json`` and ``report.html``; the same files give the same bytes.
 
     Answers that are missing, stand twice, or belong elsewhere are counted in each benchmark's ``answers``
     and told in a warning; its figures are of the items that have one.
@@ -43,13 +45,21 @@ def run(settings: ScoreSettings) -> Path:
     with sole_writer(output):
         results: dict[str, Any] = {}
         verdicts: list[Verdict] = []
+        responses: list[dict[str, str]] = []
         for benchmark in benchmarks:
             benchmark, found = answers_to(settings, benchmark, files[benchmark.name])
             told(benchmark.name, found)
             scored = answer_files.score(benchmark, found)
             results[benchmark.name] = scored.result
             verdicts += scored.verdicts
+            responses += [
+                row_of(benchmark.name, i, found.texts[i.id]) for i in benchmark.items if i.id in found.texts
+            ]
         whole = {"model": settings.name, "benchmarks": results}
+        write_text(
+            output / "settings.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+        )
+        write_rows(output / "responses.jsonl", responses)
         write_records(output / "verdicts.jsonl", verdicts)
         write_report(output / "report.html", page_of(whole))
         write_json(output / "results.json", whole)

@@ -99,7 +99,8 @@ def _kept(
     return kept
 
 
-def _row(benchmark: str, item: EvalItem, response: str) -> dict[str, str]:
+def row_of(benchmark: str, item: EvalItem, response: str) -> dict[str, str]:
+    """One line of ``responses.jsonl``."""
     question = {"image": item.image.id, "question": item.question}
     return {"benchmark": benchmark, "id": item.id, **question, "response": response}
 
@@ -132,7 +133,7 @@ def answer(
             if not isinstance(got[item.id], str):
                 rule = f"the response to {item.id!r} is a {type(got[item.id]).__name__}, not text"
                 raise DataError(rule, key=benchmark, mend="give a str")
-        journal.add(_row(benchmark, item, got[item.id]) | run for item in batch)
+        journal.add(row_of(benchmark, item, got[item.id]) | run for item in batch)
         responses |= {item.id: got[item.id] for item in batch}
     if progress is not None:
         progress(benchmark, len(items), len(items))

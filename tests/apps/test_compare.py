@@ -1,0 +1,71 @@
+"""``align eval compare``: two files of answers scored, then held against each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from apps import cli
+from data.jsonl import read_json
+
+LABELS = ["yes", "no"] * 5
+
+
+def _run(tmp_path: Path, name: str, said: dict[int, str], questions: Path) -> Path:
+    path = tmp_path / f"{name}.jsonl"
+    path.write_text("".join(json.dumps({"question_id": i, "answer": t}) + "\n" for i, t in said.items()))
+    run = tmp_path / name
+    arguments = [f"benchmarks.pope_random={questions}", f"answers.pope_random={path}", f"name={name}"]
+    assert cli.main(["eval", "score", *arguments, "bootstrap=100", f"output={run}"]) == 0
+    return run
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    rows = [
+        {"question_id": i, "image": f"{i}.jpg", "text": f"Is there a {i}?", "label": label}
+        for i, label in enumerate(LABELS)
+    ]
+    path = tmp_path / "pope_random.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_answers_are_joined_by_id_and_what_changed_is_listed(tmp_path: Path, questions: Path) -> None:
+    right = {i: label.capitalize() for i, label in enumerate(LABELS)}
+    one = _run(tmp_path, "one", right, questions)
+    # the other answers in another order, always yes, and leaves out the last
+    other = _run(tmp_path, "other", dict.fromkeys(reversed(range(9)), "Yes"), questions)
+    assert cli.main(["eval", "compare", str(one), str(other), "--output", str(tmp_path / "diff")]) == 0
+    found = read_json(tmp_path / "diff/compare.json")["benchmarks"]["pope"]
+    assert (found["n"], found["only_first"], found["only_second"]) == (9, 1, 0)
+    official = found["by_rule"]["official"]
+    assert official["mcnemar"] == {"only_a": 4, "only_b": 0, "p": 2 / 2**4}
+    # five yes of nine: F1 of "always yes" is 2·5 / (2·5 + 4)
+    assert official["f1"]["value"] == pytest.approx(1 - 10 / 14)
+    changed = found["changed"]["pope/official"]
+    assert [item["id"] for item in changed] == [f"random/{i}" for i in (1, 3, 5, 7)]
+    assert changed[0]["first"] == {"response": "No", "label": "no", "score": 1.0}
+    page = (tmp_path / "diff/compare.html").read_text("utf-8")
+    assert "4 changed items (pope/official)" in page and "one against other" in page
+
+
+def test_two_versions_of_the_questions_are_not_compared(
+    tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = dict.fromkeys(range(10), "Yes")
+    one = _run(tmp_path, "one", said, questions)
+    newer = tmp_path / "newer" / "pope_random.jsonl"
+    newer.parent.mkdir()
+    newer.write_text(questions.read_text().replace('"no"', '"yes"'))
+    other = _run(tmp_path, "other", said, newer)
+    assert cli.main(["eval", "compare", str(one), str(other), "--output", str(tmp_path / "diff")]) == 2
+    assert "asked different questions (random differs); evaluate both on the same" in capsys.readouterr().err
+    assert not (tmp_path / "diff").exists()
+
+
+def test_a_folder_that_is_no_evaluation_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", "compare", str(tmp_path), str(tmp_path)]) == 2
+    assert "no finished evaluation in it; give the output of `align eval run`" in capsys.readouterr().err
