@@ -36,12 +36,18 @@ def _quiet_progress() -> None:
 
 
 def _source(package: str, name: str) -> Path:
-    """A file that the package ships in its wheel; found without importing the package."""
+    """A file that the package ships in its wheel; found without importing the package.
+
+    Fails where it is missing: a test dependency is declared, and skipped tests would pass for green ones.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        pytest.skip(f"{package} is not installed")
+        pytest.fail(f"{package} is not installed; install the test dependencies (pip install -e '.[test]')")
     folder = "data" if package == "skimage" else "datasets/images"
-    return Path(spec.submodule_search_locations[0]) / folder / name
+    path = Path(spec.submodule_search_locations[0]) / folder / name
+    if not path.is_file():
+        pytest.fail(f"{path}: {package} ships no such file; name another photograph in PHOTOS")
+    return path
 
 
 def _llava(name: str, there: list[str]) -> dict[str, Any]:
@@ -98,8 +104,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images").mkdir()
     for name, (package, file, *_) in PHOTOS.items():
         source = _source(package, file)
-        if not source.is_file():
-            pytest.skip(f"{package} ships no {file}")
         if source.suffix == Path(name).suffix:
             shutil.copy(source, folder / "images" / name)
         else:

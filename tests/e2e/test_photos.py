@@ -21,7 +21,9 @@ from align.reward_model import RewardModel, ScoreItem
 from apps import cli
 from data.images import open_image
 from data.jsonl import read_records
-from data.schema import Example, Facts, Image, Message
+from data.schema import Example, Facts, Image, Message, Preference
+from data.world.scene import Group, Scene
+from tests.e2e.conftest import _source
 
 Command = Callable[..., int]
 QUESTIONS = ("What is in the image?", "Is there a cat in the image?", "Describe the picture in detail.")
@@ -158,6 +160,43 @@ def test_ppo_from_the_reward_model(
     assert not same(dict(before.model.named_parameters()), dict(after.model.named_parameters()))
 
 
+def test_sample_label_and_train_on_the_labels(photos: Path, align: Command, tmp_path: Path) -> None:
+    """Scenes that say what two of the photographs show stand for the people who would look at them."""
+    for name in ("run", "again"):
+        assert align("sample", f"output={tmp_path / name}", "distinct=false") == 0
+    samples = tmp_path / "run/samples.jsonl"
+    assert samples.read_bytes() == (tmp_path / "again/samples.jsonl").read_bytes()
+    found = [r for r in read_records(samples, strict=True) if isinstance(r, Preference)]
+    asked = json.loads((photos / "prompts.json").read_text())
+    assert [r.id for r in found] == [row["id"] for row in asked]
+    for record, row in zip(found, asked, strict=True):
+        assert record.image is not None and record.image.path == row["image"]
+        assert row["conversations"][0]["value"] == f"<image>\n{record.messages[0].content}"
+        assert [r.model for r in record.responses] == [str(photos / "base")] * 2 and not record.choices
+    assert sum(len({r.text for r in record.responses}) == 2 for record in found) >= 6
+
+    shown = {"chelsea.png": "cat", "coffee.jpg": "cup"}
+    scenes = [
+        Scene(name, "rest", "bedroom", (Group(shown[name], "red", (4,)),) if name in shown else (), 0)
+        for name in sorted(row["image"] for row in asked)
+    ]
+    (tmp_path / "scenes.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in scenes))
+    labels = tmp_path / "labels.jsonl"
+    assert cli.main(["data", "annotate", str(samples), str(labels), "--world", str(tmp_path)]) == 0
+    labelled = [r for r in read_records(labels, strict=True) if isinstance(r, Preference)]
+    assert [r.model_copy(update={"choices": {}, "annotator": None}) for r in labelled] == found
+    assert all(r.preferred in (0, 1) and r.annotator == "world" for r in labelled)
+    run = tmp_path / "reward"
+    assert align("reward", f"output={run}", f"data.path={labels}", "data.format=null") == 0
+    assert len(set(scored(photos, RewardModel.load(run)))) > 1
+
+
+def test_a_missing_test_dependency_is_no_reason_to_skip() -> None:
+    for package, file in (("no_such_package", "cat.png"), ("skimage", "no_such_file.png")):
+        with pytest.raises(pytest.fail.Exception, match=r"is not installed|ships no such file"):
+            _source(package, file)
+
+
 def test_eval_scores_what_the_model_said(photos: Path, align: Command, tmp_path: Path) -> None:
     """Accuracy counted again from the responses: "no" when the first sentence has No, not or no."""
     run = tmp_path / "run"
@@ -256,7 +295,7 @@ def test_a_finished_run_is_left_alone(
     assert (run / "reward/adapter_model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "eval"])
+@pytest.mark.parametrize("stage", ["sft", "sample", "reward", "ppo", "eval"])
 def test_dry_run_writes_nothing(
     align: Command,
     trained: dict[str, Path],
