@@ -49,8 +49,9 @@ def provenance(found: Mapping[str, Any]) -> str:
         f"without a readable rating: {len(found['official']['unrated'])} (official rule, counted as 0), "
         f"{len(found['strict']['unrated'])} (strict rule, left out)",
         f"without any verdict: {len(found['unjudged'])}",
-        f"responses that themselves hold a rating: {len(found['steering'])}",
     ]
+    if "steering" in found:
+        counts.append(f"responses that themselves hold a rating: {len(found['steering'])}")
     return f"{asked} {judged}{prompt['sha256']}. Answers {'; '.join(counts)}."
 
 

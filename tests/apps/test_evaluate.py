@@ -156,11 +156,16 @@ def test_counts_in_the_notes_are_the_results_own() -> None:
         "popular: n = 2910 on 500 images, 7 unparsed (strict rule), file sha256 ab."
     )
     prompt = {"name": "mine.txt", "sha256": "ef"}
-    judged = {"n": 96, "sha256": "cd", "judge": "people", "prompt": prompt, "unrated": ["3", "8"]}
-    assert eval_page.provenance(judged) == (
+    judged = {"n": 96, "sha256": "cd", "judge": "people", "prompt": prompt, "unjudged": ["1"]}
+    judged |= {"official": {"unrated": ["3", "8"]}, "strict": {"unrated": ["3", "8", "9"]}}
+    told = (
         "n = 96; file sha256 cd. Judge: people; prompt (for a judge that reads one): mine.txt, sha256 ef. "
-        "Unrated, counted as 0: 2."
+        "Answers without a readable rating: 2 (official rule, counted as 0), 3 (strict rule, left out); "
+        "without any verdict: 1"
     )
+    assert eval_page.provenance(judged) == f"{told}."
+    steered = eval_page.provenance(judged | {"steering": ["3"]})
+    assert steered == f"{told}; responses that themselves hold a rating: 1."
 
 
 # --- interrupted and repeated ---
@@ -330,11 +335,11 @@ def test_no_prompt_of_a_benchmark_is_left_out(tmp_path: Path) -> None:
     """One bad line in a hundred would pass where records are read to train on."""
     asked = [Prompt(id=f"q{i}", question="What?", image=Image(id="a", path="a.png")) for i in range(200)]
     write_records(tmp_path / "describe.jsonl", asked)
-    assert len(evaluate.describe_items(str(tmp_path / "describe.jsonl"), None)) == 200
+    assert len(benchmarks.describe_items(str(tmp_path / "describe.jsonl"), None)) == 200
     with (tmp_path / "describe.jsonl").open("a") as file:
         file.write("{oops\n")
     with pytest.raises(DataError, match=r"describe\.jsonl:201: not valid JSON"):
-        evaluate.describe_items(str(tmp_path / "describe.jsonl"), None)
+        benchmarks.describe_items(str(tmp_path / "describe.jsonl"), None)
 
 
 def test_without_a_judge_answers_are_handed_out(
