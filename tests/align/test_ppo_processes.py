@@ -1,0 +1,167 @@
+"""PPO in two processes on the CPU (gloo): one model on both, and the update that one process would make.
+
+``python -m tests.align.test_ppo_processes WORLD OUTPUT`` is what each of the two runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from align import ppo as stage
+from align.actors import LEARNERS, POLICY, Sampled
+from align.checkpoint import RunDir
+from align.config import PpoSettings
+from align.generate import Generated
+from align.ppo import Ppo, read_prompts, run
+from align.rl import Rollout
+from data.jsonl import read_json, write_json
+from tests.align.test_ppo import metrics, settings, world  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[2]
+RANKS = (0, 1)
+ALONE: Any = SimpleNamespace(process_index=0, num_processes=1, is_main_process=True)
+
+
+def one_step(folder: Path, output: Path, **changes: Any) -> PpoSettings:
+    return settings(folder, output, steps=1, save_every=0, keep_every=0, **changes)
+
+
+def begun(folder: Path, output: Path) -> tuple[Ppo, Sampled, Rollout]:
+    """A run at its first step with all of the step's rollouts, as a process alone draws them.
+
+    Its update is one gradient step on all of them.
+    """
+    s = one_step(folder, output, epochs=1, minibatch=12)
+    ppo = Ppo(s, read_prompts(s), ALONE, RunDir(output, s))
+    _, sampled, rollout = ppo.roll_out(0)
+    return ppo, sampled, rollout
+
+
+def gradients(ppo: Ppo) -> dict[str, torch.Tensor]:
+    """Those of the newest gradient step, by parameter."""
+    named = [pair for name in LEARNERS for pair in ppo.actors.named_parameters(name)]
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def share(sampled: Sampled, rollout: Rollout, rows: Sequence[int]) -> tuple[Sampled, Rollout]:
+    """Some rows of a step's rollouts."""
+    index = torch.tensor(rows)
+    kept = {}
+    for field in dataclasses.fields(rollout):
+        value = getattr(rollout, field.name)
+        kept[field.name] = (
+            {k: v[index] for k, v in value.items()} if isinstance(value, dict) else value[index]
+        )
+    made = sampled.generated
+    pictured = [i for i, (_, image) in enumerate(sampled.items) if image is not None]
+    assert made.features is not None
+    features = made.features[[pictured.index(i) for i in rows if i in pictured]]
+    own = (made.prompt_ids, made.prompt_mask, made.response_ids, made.response_mask, made.complete)
+    part = Generated(*(x[index] for x in own), features)
+    return Sampled(part, [sampled.items[i] for i in rows], sampled.renderer), Rollout(**kept)
+
+
+def work(folder: Path, output: Path) -> None:
+    """What each process does: a whole run of one step, then the update on its share of given rollouts."""
+    train = Ppo.train
+
+    def watched(self: Ppo) -> None:
+        train(self)
+        save_file(self.actors.weights(), output / f"run-{self.accelerator.process_index}.safetensors")
+
+    stage.Ppo.train = watched  # type: ignore[method-assign]
+    run(one_step(folder, output / "run"))
+    ppo, sampled, rollout = begun(folder, output / "update")
+    ppo.accelerator = Accelerator(mixed_precision="no", cpu=True)
+    rank, count = ppo.accelerator.process_index, ppo.accelerator.num_processes
+    assert count == len(RANKS)
+    found = ppo.update(0, *share(sampled, rollout, range(rank, len(rollout), count)))
+    save_file(ppo.actors.weights(), output / f"update-{rank}.safetensors")
+    save_file(gradients(ppo), output / f"gradients-{rank}.safetensors")
+    write_json(output / f"update-{rank}.json", found)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def output(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the two processes left."""
+    folder, output = request.getfixturevalue("world"), tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tests.align.test_ppo_processes", str(folder), str(output)]
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    shared |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    started = []
+    for rank in RANKS:
+        own = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        started.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    try:
+        said = [process.communicate(timeout=240)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    return output
+
+
+def test_both_processes_end_with_the_same_weights(output: Path) -> None:
+    for name in ("run", "update"):
+        one, other = (load_file(output / f"{name}-{rank}.safetensors") for rank in RANKS)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    learned = load_file(output / "run-0.safetensors")
+    policy = {k.replace(f".{POLICY}", ""): v for k, v in learned.items() if f".{POLICY}." in k}
+    saved = load_file(output / "run/policy/adapter_model.safetensors")
+    assert saved.keys() == policy.keys()
+    assert all(torch.equal(policy[key], saved[key]) for key in saved)
+    (line,) = metrics(output / "run")
+    assert line["step"] == 1 and line["objective/kl"] == 0
+
+
+def test_the_update_is_that_of_one_process(
+    request: pytest.FixtureRequest, output: Path, tmp_path: Path
+) -> None:
+    ppo, sampled, rollout = begun(request.getfixturevalue("world"), tmp_path)
+    start = ppo.actors.weights()
+    expected = ppo.update(0, sampled, rollout)
+    alone, weights = gradients(ppo), ppo.actors.weights()
+    for rank in RANKS:
+        assert read_json(output / f"update-{rank}.json") == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        found = load_file(output / f"gradients-{rank}.safetensors")
+        assert found.keys() >= alone.keys()
+        for key, gradient in alone.items():
+            torch.testing.assert_close(found[key], gradient, atol=1e-5, rtol=1e-3)
+        after = load_file(output / f"update-{rank}.safetensors")
+        for key, gradient in alone.items():
+            # Adam's first step has one size: where the gradient is as good as nothing, noise has its sign
+            clear = gradient.abs() > 1e-4
+            torch.testing.assert_close(after[key][clear], weights[key][clear], atol=1e-4, rtol=0)
+            assert bool(((weights[key] - start[key])[clear].abs() > 1e-3).all())
+    assert sum(int((gradient.abs() > 1e-4).sum()) for gradient in alone.values()) > 100
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]), Path(sys.argv[2]))
