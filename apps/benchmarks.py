@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from align.config import BenchmarkSettings
-from data.formats import amber as amber_files
 from data.images import check_image
-from data.jsonl import DataError, read_records
+from data.jsonl import DataError, read_records, read_text
 from data.schema import Prompt
 from data.world.annotators import rate
 from data.world.language import mentioned, question_kind
 from data.world.scene import Scene
-from evals import chair, llava_bench, mmbench, nouns
+from evals import amber, chair, llava_bench, mmbench
 from evals.amber import AmberBenchmark
 from evals.judges import CachedJudge, FunctionJudge, Judge, JudgeRequest, read_recorded
 from evals.llava_bench import LlavaBenchBenchmark
@@ -92,9 +91,8 @@ def amber_of(settings: BenchmarkSettings, folder: str, **boot: Any) -> AmberBenc
     ]
     if not queries:
         first_of(folder, ("query_generative.json", "query_discriminative.json"), key)
-    words = amber_files.read_words(relation, safe)
-    items = [q for path in queries for q in amber_files.read(path, annotations, limit=settings.limit)]
-    return AmberBenchmark(tuple(items), words, nouns.finder(words.known, settings.amber_nouns), **boot)
+    how = {"nouns": settings.amber_nouns, "limit": settings.limit, **boot}
+    return amber.read_benchmark(queries, annotations, relation, safe, **how)
 
 
 def chair_of(settings: BenchmarkSettings, path: str, **boot: Any) -> ObjectBenchmark:
@@ -109,12 +107,7 @@ def chair_of(settings: BenchmarkSettings, path: str, **boot: Any) -> ObjectBench
 
 def read_ids(path: str) -> list[str]:
     """One id a line, blank lines left out."""
-    try:
-        text = Path(path).read_text("utf-8")
-    except UnicodeDecodeError as error:
-        rule = f"not UTF-8 (byte {error.start})"
-        raise DataError(rule, file=path, mend="save the file as UTF-8") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def check_pictures(settings: BenchmarkSettings, benchmarks: Sequence[Benchmark]) -> None:

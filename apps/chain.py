@@ -16,7 +16,6 @@ from typing import Any
 
 from apps.scheduler import Step
 from apps.stages import STAGES
-from data.jsonl import read_json, write_json
 from data.processes import sole_writer
 
 POPE_SPLITS = ("random", "popular", "adversarial")
@@ -61,34 +60,6 @@ QUICK = Scale(
 
 #: a seed of a study: a little less than the demo, for eight of them to take an hour and a half
 STUDY = Scale(pairs=3600, pope_images=200)
-
-
-def claim(folder: Path, name: str, wanted: Mapping[str, Any]) -> None:
-    """Take ``folder`` for a run of these settings, or check that it was taken for the same.
-
-    Raises:
-        ChainError: the folder belongs to other settings (the differing ones are named), or holds other files.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ChainError(f"{folder}: is a file; give a folder as the output")
-    path = folder / name
-    if not path.exists():
-        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-            raise ChainError(
-                f"{folder}: not empty, and without {name} not a folder to continue in; choose another output"
-            )
-        write_json(path, dict(wanted))
-        return
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise ChainError(f"{path}: is not a JSON object; choose another output")
-    keys = sorted(k for k in {*wanted, *found} if wanted.get(k) != found.get(k))
-    if keys:
-        differing = ", ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} now" for k in keys)
-        raise ChainError(
-            f"{folder}: belongs to a run of another size, seed or version ({differing}); "
-            "choose another output, or delete the folder"
-        )
 
 
 @contextlib.contextmanager

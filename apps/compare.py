@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class Run:
     results: dict[str, Any]
     #: benchmark -> id -> response
     responses: dict[str, dict[str, str]]
-    #: (judge, id) -> verdict
-    verdicts: dict[tuple[str, str], Verdict]
+    #: judge -> (id, question) -> verdict; ids alone repeat from benchmark to benchmark
+    verdicts: dict[str, dict[tuple[str, str], Verdict]]
 
     @property
     def name(self) -> str:
@@ -59,7 +59,10 @@ def read_run(folder: Path) -> Run:
         row = json.loads(line)
         responses.setdefault(row["benchmark"], {})[row["id"]] = row["response"]
     records = read_records(inside / "verdicts.jsonl", "verdict", strict=True)
-    verdicts = {(v.judge, v.id): v for v in records if isinstance(v, Verdict)}
+    verdicts: dict[str, dict[tuple[str, str], Verdict]] = {}
+    for v in records:
+        if isinstance(v, Verdict):
+            verdicts.setdefault(v.judge, {})[v.id, v.question] = v
     return Run(folder, settings, read_json(folder / "results.json"), responses, verdicts)
 
 
@@ -108,44 +111,45 @@ def compare(benchmark: Benchmark, a: Run, b: Run) -> dict[str, Any]:
     kept = benchmark.only(both)
     ids = [item.id for item in kept.items]
     answers = [{name: said[name] for name in ids} for said in (said_a, said_b)]
-    questions = {item.id: item.question for item in kept.items}
+    questions = [(item.id, item.question) for item in kept.items]
     result: dict[str, Any] = {"n": len(ids), "only_first": len(said_a.keys() - both),
                               "only_second": len(said_b.keys() - both)}  # fmt: skip
     by_rule = getattr(kept, "compare", None)
-    judges = sorted({judge for judge, _ in a.verdicts if judge.startswith(f"{benchmark.name}/")})
+    judges = sorted(judge for judge, found in a.verdicts.items() if any(q in found for q in questions))
     if by_rule is None:
         # rated by a judge: its verdicts are compared
-        judges = sorted({judge for judge, name in a.verdicts if name in questions and "/" not in judge})
-        result["by_judge"] = {judge: _rated(judge, ids, a, b) for judge in judges}
+        result["by_judge"] = {judge: _rated(_both(judge, questions, a, b)) for judge in judges}
     elif len(judges) > 1:
-        result["by_rule"] = {
-            judge.split("/")[1]: by_rule(*answers, rule=judge.split("/")[1]) for judge in judges
-        }
+        rules = [judge.removeprefix(f"{benchmark.name}/") for judge in judges]
+        result["by_rule"] = {rule: by_rule(*answers, rule=rule) for rule in rules}
     else:
         result |= by_rule(*answers)
-    result["changed"] = {judge: list(changed(judge, questions, a, b)) for judge in judges}
+    result["changed"] = {judge: list(changed(_both(judge, questions, a, b))) for judge in judges}
     return result
 
 
-def _rated(judge: str, ids: list[str], a: Run, b: Run) -> dict[str, Any]:
-    pairs = [(a.verdicts[judge, name].score, b.verdicts[judge, name].score) for name in ids
-             if (judge, name) in a.verdicts and (judge, name) in b.verdicts]  # fmt: skip
-    both = [(x, y) for x, y in pairs if x is not None and y is not None]
-    if not both:
+def _both(judge: str, questions: Sequence[tuple[str, str]], a: Run, b: Run) -> list[tuple[Verdict, Verdict]]:
+    """The judge's verdicts on the questions that it judged in both runs."""
+    one, two = a.verdicts.get(judge, {}), b.verdicts.get(judge, {})
+    return [(one[q], two[q]) for q in questions if q in one and q in two]
+
+
+def _rated(both: Sequence[tuple[Verdict, Verdict]]) -> dict[str, Any]:
+    scores = [(x.score, y.score) for x, y in both if x.score is not None and y.score is not None]
+    if not scores:
         return {"n": 0}
-    first, second = zip(*both, strict=True)
+    first, second = zip(*scores, strict=True)
     columns = (metrics.mean_columns(first), metrics.mean_columns(second))
-    return {"n": len(both), "score": metrics.paired_difference(*columns, statistic=metrics.ratio).as_dict()}
+    return {"n": len(scores), "score": metrics.paired_difference(*columns, statistic=metrics.ratio).as_dict()}
 
 
-def changed(judge: str, questions: Mapping[str, str], a: Run, b: Run) -> Iterator[dict[str, Any]]:
+def changed(both: Sequence[tuple[Verdict, Verdict]]) -> Iterator[dict[str, Any]]:
     """Items that the two runs' verdicts score differently, with both answers."""
-    for name, question in questions.items():
-        one, two = a.verdicts.get((judge, name)), b.verdicts.get((judge, name))
-        if one is not None and two is not None and one.score != two.score:
+    for one, two in both:
+        if one.score != two.score:
             yield {
-                "id": name,
-                "question": question,
+                "id": one.id,
+                "question": one.question,
                 "first": {"response": one.response, "label": one.label, "score": one.score},
                 "second": {"response": two.response, "label": two.label, "score": two.score},
             }

@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from apps.chain import Scale, alone_in, chain, claim, scale_of
+from apps.chain import Scale, alone_in, chain, scale_of
 from apps.gates import read_report
 from apps.paired import MODELS, descriptions, pope
 from apps.scheduler import Progress, run_steps
+from data.folders import claim
 from data.jsonl import read_json
 from data.world.annotators import false_objects
 from data.world.build import read_scenes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -69,7 +70,8 @@ def run(settings: ScoreSettings) -> Path:
 def files_of(settings: ScoreSettings, benchmark: Benchmark) -> dict[str, Path]:
     """Part of the ids (a POPE split's, else "") -> the file that answers it."""
     if isinstance(settings.answers, str):
-        return {"": Path(settings.answers)}
+        own = parts(benchmark)
+        return {own[0] if len(own) == 1 else "": Path(settings.answers)}
     found = {}
     for part in parts(benchmark):
         name = f"pope_{part}" if part else benchmark.name
@@ -103,7 +105,9 @@ def answers_to(
     for part, path in files.items():
         prefix = f"{part}/" if part else ""
         ids = [name for name in wanted if name.startswith(prefix)]
-        found = read_answers(path, ids, benchmark=benchmark.name, sha256=hash_of(benchmark), prefix=prefix)
+        found = read_answers(
+            path, ids, benchmark=benchmark.name, sha256=hash_of(benchmark, part), prefix=prefix
+        )
         together["texts"] |= found.texts
         for name in answer_files.TROUBLES:
             together[name] += getattr(found, name)
@@ -114,16 +118,16 @@ def answers_to(
 def ids_in(path: Path) -> Iterator[str]:
     """The ids that a file of answers names."""
     for _, row in read_rows(path):
-        if isinstance(row, DataError):
-            continue
-        for key in answer_files.ID_KEYS:
-            if isinstance(row.get(key), (str, int)):
-                yield str(row[key])
-                break
+        if not isinstance(row, DataError):
+            # a row without an id is counted where the answers are read
+            with contextlib.suppress(DataError):
+                yield answer_files.id_of(row)
 
 
-def hash_of(benchmark: Benchmark) -> str | None:
-    """The benchmark's hash, which answers may name; None for POPE, whose splits have one each."""
+def hash_of(benchmark: Benchmark, part: str) -> str | None:
+    """The hash that answers may name, of a POPE split its own; None for POPE's splits in one file."""
+    if isinstance(benchmark, PopeBenchmark):
+        return next((split.sha256 for split in benchmark.splits if split.name == part), None)
     return getattr(benchmark, "sha256", None)
 
 

@@ -100,14 +100,20 @@ def read_json(path: str | Path) -> Any:
     return value
 
 
-def _parse_file(path: str | Path) -> Any:
+def read_text(path: str | Path) -> str:
+    """A file's text, without a byte order mark. Raises DataError where it cannot be read or is not UTF-8."""
     with _open(path) as file:
         data = file.read()
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         rule = f"not UTF-8 (byte {error.start})"
         raise DataError(rule, file=str(path), mend="save the file as UTF-8") from None
+
+
+def _parse_file(path: str | Path) -> Any:
+    try:
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         rule = f"not valid JSON ({error.msg}, column {error.colno})"
         raise DataError(rule, file=str(path), line=error.lineno, mend="correct the JSON") from None

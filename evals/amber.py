@@ -165,8 +165,6 @@ class AmberBenchmark:
     questions: tuple[AmberItem, ...]
     words: AmberWords
     finder: NounFinder
-    #: folder of the pictures inside the image root
-    prefix: str = ""
     name: str = "amber"
     n_boot: int = 1000
     seed: int = 0
@@ -182,10 +180,7 @@ class AmberBenchmark:
 
     @property
     def items(self) -> list[EvalItem]:
-        folder = f"{self.prefix.rstrip('/')}/" if self.prefix else ""
-        return [
-            EvalItem(str(q.id), Image(id=q.image, path=folder + q.image), q.query) for q in self.questions
-        ]
+        return [EvalItem(str(q.id), Image(id=q.image, path=q.image), q.query) for q in self.questions]
 
     def only(self, ids: Container[str]) -> AmberBenchmark:
         """The same with these questions alone."""
@@ -371,7 +366,7 @@ def _answered(items: Sequence[AmberItem], said: Mapping[int, YesNo | None]) -> m
 
 
 def read_benchmark(
-    queries: str | Path,
+    queries: Sequence[str | Path],
     annotations: str | Path,
     relation: str | Path,
     safe_words: str | Path,
@@ -380,7 +375,7 @@ def read_benchmark(
     limit: int | None = None,
     **options: Any,
 ) -> AmberBenchmark:
-    """AMBER from its four files; ``nouns`` as :func:`evals.nouns.finder` takes it."""
+    """AMBER from its files, one or both of questions; ``nouns`` as :func:`evals.nouns.finder` takes it."""
     words = read_words(relation, safe_words)
-    items = tuple(read(queries, annotations, limit=limit))
-    return AmberBenchmark(items, words, finder(words.known, nouns), **options)
+    items = (item for path in queries for item in read(path, annotations, limit=limit))
+    return AmberBenchmark(tuple(items), words, finder(words.known, nouns), **options)

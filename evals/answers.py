@@ -71,9 +71,10 @@ def read_answers(
     """The answers of a JSON list, or of JSON lines, to the items ``wanted`` (ids).
 
     A row has its item's id (``id``, ``question_id``, ``image_id`` or ``index``; ``prefix`` is put before
-    it, e.g. "random/" of a POPE split) and its text (``response``, ``answer``, ``text``, ``caption``,
-    ``model_answer`` or ``prediction``). A row that names another ``benchmark`` is another's and passed
-    over; one that names another ``sha256`` was given to other questions and is counted.
+    one that is not wanted as it stands, e.g. "random/" of a POPE split) and its text (``response``,
+    ``answer``, ``text``, ``caption``, ``model_answer`` or ``prediction``). A row that names another
+    ``benchmark`` is another's and passed over; one that names another ``sha256`` was given to other
+    questions and is counted.
 
     Raises:
         DataError: the file is not there, or not JSON at all.
@@ -87,10 +88,12 @@ def read_answers(
         if got.get("benchmark", benchmark) != benchmark:
             continue
         try:
-            name, text = prefix + _value(got, ID_KEYS, "id"), _value(got, TEXT_KEYS, "text")
+            name, text = id_of(got), _value(got, TEXT_KEYS, "text")
         except DataError as error:
             found.unreadable.append(str(row.locate(error)))
             continue
+        # a split's own questions are numbered without its name, our responses.jsonl with it
+        name = name if name in known else prefix + name
         _put(found, name, text, known, sha256 if "sha256" in got else None, got.get("sha256"))
     for name in found.conflicting:
         found.texts.pop(name, None)
@@ -117,6 +120,11 @@ def _put(found: _Found, name: str, text: str, known: set[str], ours: str | None,
     else:
         # which of the two was meant nobody knows
         found.conflicting[name] = None
+
+
+def id_of(row: Mapping[str, Any]) -> str:
+    """The id that a row of answers names. DataError where it names none."""
+    return _value(row, ID_KEYS, "id")
 
 
 def _value(row: Mapping[str, Any], keys: tuple[str, ...], what: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.formats.base import need
-from data.jsonl import DataError, Row, read_json, read_rows
+from data.jsonl import DataError, Row, read_json, read_rows, read_text
 from data.schema import Image
 from evals.journal import content_hash, file_hash
 from evals.nouns import singulars
@@ -191,13 +191,7 @@ def built_in() -> Vocabulary:
 
 def read_vocabulary(path: str | Path) -> Vocabulary:
     """The official ``synonyms.txt`` (an object a line, its words between commas) or one like it."""
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", file=str(path), mend="check the path") from None
-    except UnicodeDecodeError as error:
-        rule = f"not UTF-8 (byte {error.start})"
-        raise DataError(rule, file=str(path), mend="save the file as UTF-8") from None
+    lines = read_text(path).splitlines()
     rows = [[w.strip().lower() for w in line.split(",") if w.strip()] for line in lines]
     rows = [row for row in rows if row]
     if not rows:
@@ -275,7 +269,6 @@ def benchmark_of(
     truth: Mapping[str, CocoImage],
     words: Vocabulary,
     ids: Iterable[str] | None = None,
-    prefix: str = "",
     **options: Any,
 ) -> ObjectBenchmark:
     """CHAIR over the images ``ids`` (all by default). DataError for an id that the truth does not have."""
@@ -284,8 +277,7 @@ def benchmark_of(
     if unknown:
         rule = f"{len(unknown)} images have no annotation (first {unknown[0]!r})"
         raise DataError(rule, key="chair", mend="give the annotations of the split that they are from")
-    folder = f"{prefix.rstrip('/')}/" if prefix else ""
-    items = tuple(EvalItem(n, Image(id=n, path=folder + truth[n].file), QUESTION) for n in names)
+    items = tuple(EvalItem(n, Image(id=n, path=truth[n].file), QUESTION) for n in names)
     objects = {name: truth[name].objects for name in names}
     vocabulary = f"{words.name}, sha256 {words.sha256[:12]}"
     return ObjectBenchmark(items, objects, words.mentions, name="chair", vocabulary=vocabulary, **options)

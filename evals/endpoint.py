@@ -7,7 +7,6 @@ that the server asks for is kept. What still fails is named; it never becomes an
 
 from __future__ import annotations
 
-import base64
 import email.utils
 import logging
 import os
@@ -203,19 +202,11 @@ def _text_of(reply: httpx.Response) -> str:
     return text
 
 
-def image_part(encoded: bytes) -> dict[str, Any]:
-    """An image file's bytes as the part of a message."""
-    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
-    kind = next((kind for head, kind in kinds.items() if encoded.startswith(head)), "png")
-    data = base64.b64encode(encoded).decode("ascii")
-    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
-
-
 class EndpointJudge:
     """A judge behind an endpoint. A request that fails has no entry in what ``judge`` gives."""
 
-    def __init__(self, endpoint: Endpoint, *, announce: Callable[[str], None] = log.info) -> None:
-        self.endpoint, self.announce = endpoint, announce
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
         #: id -> why there is no verdict
         self.failed: dict[str, str] = {}
 
@@ -223,12 +214,18 @@ class EndpointJudge:
     def name(self) -> str:
         return self.endpoint.name
 
+    def announce(self, requests: Sequence[JudgeRequest]) -> None:
+        """Say how many requests there will be and what they may cost; a warning, since it may be money."""
+        log.warning("judge: %s", self.endpoint.estimate([request.prompt for request in requests]))
+
     def judge(self, requests: Sequence[JudgeRequest]) -> dict[str, str]:
+        """Replies by id; each failure is told, and why, in a warning and in ``failed``."""
         found: dict[str, str] = {}
         replies = self.endpoint.chat_all([request.prompt for request in requests])
         for request, reply in zip(requests, replies, strict=True):
             if isinstance(reply, EndpointError):
                 self.failed[request.id] = str(reply)
+                log.warning("no verdict on %s: %s", request.id, reply)
             else:
                 found[request.id] = reply
         return found

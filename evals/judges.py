@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from data.jsonl import DataError, read_records
 from data.schema import Verdict
@@ -51,6 +51,19 @@ class Judge(Protocol):
     def judge(self, requests: Sequence[JudgeRequest]) -> dict[str, str]: ...
 
 
+@runtime_checkable
+class Announces(Protocol):
+    """A judge that says what requests will cost before it is asked."""
+
+    def announce(self, requests: Sequence[JudgeRequest]) -> None: ...
+
+
+def announce(judge: Judge, requests: Sequence[JudgeRequest]) -> None:
+    """Let a judge that :class:`Announces` say what all the requests of a benchmark will cost."""
+    if isinstance(judge, Announces):
+        judge.announce(requests)
+
+
 @dataclass(frozen=True)
 class FunctionJudge:
     """A judge from a function of one request, such as the oracle of the built-in world."""
@@ -78,13 +91,20 @@ class CachedJudge:
     def name(self) -> str:
         return self.inner.name
 
+    def _new(self, requests: Sequence[JudgeRequest]) -> dict[str, JudgeRequest]:
+        return {request.key: request for request in requests if request.key not in self._known}
+
+    def announce(self, requests: Sequence[JudgeRequest]) -> None:
+        """Announce those that no cached verdict answers."""
+        if new := self._new(requests):
+            announce(self.inner, list(new.values()))
+
     def judge(self, requests: Sequence[JudgeRequest]) -> dict[str, str]:
         """Cached words where there are any; the rest is asked and written chunk by chunk.
 
         A failure is not kept: the next run asks again.
         """
-        new = {request.key: request for request in requests if request.key not in self._known}
-        todo = list(new.items())
+        todo = list(self._new(requests).items())
         for start in range(0, len(todo), self.chunk):
             part = todo[start : start + self.chunk]
             said = self.inner.judge([request for _, request in part])

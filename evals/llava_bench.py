@@ -21,7 +21,7 @@ from data.jsonl import DataError
 from data.schema import Image, Verdict
 from evals import metrics
 from evals.journal import content_hash
-from evals.judges import Judge, JudgeRequest
+from evals.judges import Judge, JudgeRequest, announce
 from evals.runner import EvalItem, Scored, check_ids
 
 T = TypeVar("T")
@@ -103,7 +103,6 @@ class LlavaBenchBenchmark:
 
     questions: tuple[BenchItem, ...]
     judge: Judge | None
-    prefix: str = ""
     name: str = "llava_bench"
     n_boot: int = 1000
     seed: int = 0
@@ -119,8 +118,7 @@ class LlavaBenchBenchmark:
 
     @property
     def items(self) -> list[EvalItem]:
-        folder = f"{self.prefix.rstrip('/')}/" if self.prefix else ""
-        return [EvalItem(q.id, Image(id=q.image, path=folder + q.image), q.question) for q in self.questions]
+        return [EvalItem(q.id, Image(id=q.image, path=q.image), q.question) for q in self.questions]
 
     def only(self, ids: Container[str]) -> LlavaBenchBenchmark:
         """The same with these questions alone."""
@@ -136,6 +134,7 @@ class LlavaBenchBenchmark:
         if self.judge is None:
             return Scored(head | {"judge": None}, [])
         requests = self.requests(responses)
+        announce(self.judge, requests)
         said = self.judge.judge(requests)
         result = head | {
             "judge": self.judge.name,

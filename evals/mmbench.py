@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from data.jsonl import DataError
+from data.jsonl import DataError, read_text
 from data.schema import Image, Verdict
 from evals import metrics
 from evals.journal import content_hash
@@ -225,29 +225,23 @@ def read_questions(path: str | Path, *, limit: int | None = None) -> tuple[Choic
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     found: dict[str, Choice] = {}
+    reader = csv.DictReader(read_text(path).splitlines(keepends=True), delimiter="\t")
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t")
-            need = {"index", "question", "A", "B", "answer"}
-            if missing := sorted(need - set(reader.fieldnames or ())):
-                mend = f"give MMBench's TSV, with {', '.join(sorted(need))}"
-                raise DataError(f"no column {missing[0]!r}", file=str(path), line=1, mend=mend)
-            for row in reader:
-                if limit is not None and len(found) == limit:
-                    break
-                try:
-                    choice = _choice(row, found)
-                except DataError as error:
-                    line = reader.line_num
-                    raise DataError(
-                        error.rule, file=str(path), line=line, key=error.key, mend=error.mend
-                    ) from None
-                found[choice.id] = choice
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", file=str(path), mend="check the path") from None
-    except UnicodeDecodeError as error:
-        rule = f"not UTF-8 (byte {error.start})"
-        raise DataError(rule, file=str(path), mend="save the file as UTF-8") from None
+        need = {"index", "question", "A", "B", "answer"}
+        if missing := sorted(need - set(reader.fieldnames or ())):
+            mend = f"give MMBench's TSV, with {', '.join(sorted(need))}"
+            raise DataError(f"no column {missing[0]!r}", file=str(path), line=1, mend=mend)
+        for row in reader:
+            if limit is not None and len(found) == limit:
+                break
+            try:
+                choice = _choice(row, found)
+            except DataError as error:
+                line = reader.line_num
+                raise DataError(
+                    error.rule, file=str(path), line=line, key=error.key, mend=error.mend
+                ) from None
+            found[choice.id] = choice
     except csv.Error as error:
         raise DataError(f"not a TSV file ({error})", file=str(path), mend="give MMBench's TSV") from None
     return tuple(found.values())

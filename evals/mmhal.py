@@ -19,11 +19,11 @@ from data.formats.base import build, named_image
 from data.formats.mmhal import MmhalItem
 from data.formats.mmhal import read as read_items
 from data.images import image_path
-from data.jsonl import DataError, Row
+from data.jsonl import DataError, Row, read_text
 from data.schema import Image, Verdict
 from evals import metrics
 from evals.journal import content_hash, file_hash
-from evals.judges import Judge, JudgeRequest
+from evals.judges import Judge, JudgeRequest, announce
 from evals.parse import RATING_RULES, rating_official, ratings_found
 from evals.runner import EvalItem, Scored, check_ids
 
@@ -90,11 +90,8 @@ BUILT_IN = JudgePrompt("built-in", DEFAULT_PROMPT)
 
 
 def read_prompt(path: str | Path) -> JudgePrompt:
-    """A judge prompt from a text file."""
-    try:
-        return JudgePrompt(Path(path).name, Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", file=str(path), mend="check the path") from None
+    """A judge prompt from a text file. DataError where it cannot be read, or lacks its places."""
+    return JudgePrompt(Path(path).name, read_text(path))
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,9 @@ class MmhalBenchmark:
         if self.judge is None:
             return Scored({"n": len(questions), "sha256": self.sha256, "judge": None}, [])
         requests = self._requests(responses)
-        rounds = [self.judge.judge([replace(r, repeat=k) for r in requests]) for k in range(self.repeats)]
+        asked = [[replace(r, repeat=k) for r in requests] for k in range(self.repeats)]
+        announce(self.judge, [request for again in asked for request in again])
+        rounds = [self.judge.judge(again) for again in asked]
         said = {name: rounds[0][name] for name in questions if name in rounds[0]}
         result: dict[str, Any] = {
             "n": len(questions),

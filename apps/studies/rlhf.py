@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apps.chain import STUDY, Scale, alone_in, chain, claim, scale_of
+from apps.chain import STUDY, Scale, alone_in, chain, scale_of
 from apps.demo import PUBLISHED, REWARDS, status_of
 from apps.gates import passes, read_report
 from apps.paired import DECODING, MODELS, descriptions
 from apps.scheduler import Progress, Step, run_steps
 from apps.studies.figures import FIGURES, as_markdown, number, value
+from data.folders import claim
 from data.jsonl import read_json, write_json, write_text
 from evals.metrics import t_interval
 from evals.report import Bars, Page, Section, Status, Table, Text, write_report

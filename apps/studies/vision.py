@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apps.chain import STUDY, Scale, alone_in, chain, claim, scale_of
+from apps.chain import STUDY, Scale, alone_in, chain, scale_of
 from apps.gates import read_report
 from apps.scheduler import Step, run_steps
 from apps.studies.figures import FIGURES, as_markdown, number
 from apps.studies.rlhf import clean_up, follower, of_seed, parse
+from data.folders import claim
 from data.jsonl import read_json, write_json, write_text
 from evals.metrics import t_interval
 from evals.report import Curves, Page, Section, Status, Table, Text, write_report

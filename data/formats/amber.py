@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.formats.base import build, by_row, inside, need
-from data.jsonl import DataError, Row, read_json
+from data.jsonl import DataError, Row, read_json, read_text
 
 #: the annotations' types of questions -> what the results call them
 DISCRIMINATIVE = {
@@ -109,14 +109,7 @@ def read(queries: str | Path, annotations: str | Path, *, limit: int | None = No
 
 def read_words(relation: str | Path, safe_words: str | Path) -> AmberWords:
     """The vocabulary from ``relation.json`` and ``safe_words.txt`` (one word a line)."""
-    try:
-        safe = Path(safe_words).read_text("utf-8").splitlines()
-    except OSError as error:
-        rule = f"cannot be read ({error.strerror})"
-        raise DataError(rule, file=str(safe_words), mend="check the path") from None
-    except UnicodeDecodeError as error:
-        rule = f"not UTF-8 (byte {error.start})"
-        raise DataError(rule, file=str(safe_words), mend="save the file as UTF-8") from None
+    safe = read_text(safe_words).splitlines()
     try:
         return build(AmberWords, relation=read_json(relation), safe=safe)
     except DataError as error:

@@ -21,10 +21,10 @@ import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from data import pope_sampling
-from data.jsonl import DataError, read_json, read_rows, write_json, write_records, write_text
+from data.folders import claim
+from data.jsonl import DataError, read_rows, write_json, write_records, write_text
 from data.processes import end_with_parent
 from data.schema import Example, Facts, Image, Prompt
 from data.world import language as lang
@@ -221,32 +221,6 @@ def read_scenes(folder: Path) -> dict[str, Scene]:
     return scenes
 
 
-def take(folder: Path, wanted: dict[str, Any]) -> None:
-    """Take ``folder`` for a world of these settings (``world.json``), or check that it was taken for them.
-
-    A picture's name says nothing of its sizes and rates, so two worlds in one folder could not be told apart.
-
-    Raises:
-        DataError: the folder is a file, holds other things, or a world of other settings (they are named).
-    """
-    path, mend = folder / "world.json", "choose another folder, or delete this one"
-    if folder.exists() and not folder.is_dir():
-        raise DataError("is a file", file=str(folder), mend="give a folder")
-    if not path.exists():
-        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-            rule = "not empty, and without world.json not a world's folder to go on in"
-            raise DataError(rule, file=str(folder), mend=mend)
-        write_json(path, wanted)
-        return
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise DataError("is not a JSON object", file=str(path), mend=mend)
-    keys = [k for k in {**wanted, **found} if wanted.get(k) != found.get(k)]
-    if keys:
-        differing = ", ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} now" for k in keys)
-        raise DataError(f"holds a world of other settings ({differing})", file=str(folder), mend=mend)
-
-
 def build(folder: Path, sizes: WorldSizes, rates: WorldRates, *, seed: int, workers: int = 2,
           describe_share: float = 0.75) -> None:  # fmt: skip
     """Write the whole folder; the same arguments give the same bytes. What is there already is written again.
@@ -255,7 +229,8 @@ def build(folder: Path, sizes: WorldSizes, rates: WorldRates, *, seed: int, work
         DataError: the folder belongs to other arguments, or to something else; nothing in it is touched.
     """
     own = {"seed": seed, "describe_share": describe_share}
-    take(folder, own | asdict(sizes) | asdict(rates))
+    # a picture's name says nothing of sizes and rates: two worlds in one folder could not be told apart
+    claim(folder, "world.json", own | asdict(sizes) | asdict(rates))
     (folder / "DONE").unlink(missing_ok=True)
     streams = {part: getattr(sizes, part) for part in ("sft", "text", "human", "pairs", "prompts")}
     scenes = {

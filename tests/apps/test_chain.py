@@ -20,7 +20,6 @@ from apps.chain import (
     Scale,
     alone_in,
     chain,
-    claim,
     make_labels,
     run_stage,
     scale_of,
@@ -28,6 +27,7 @@ from apps.chain import (
 from apps.scheduler import Progress, Step, check_graph
 from apps.stages import STAGES
 from apps.studies import rlhf
+from data.folders import claim
 from data.jsonl import DataError, read_json, read_records, write_records, write_text
 from data.schema import HALLUCINATION, Image, Message, Preference, Response
 from data.world.build import WorldRates, WorldSizes, build, read_scenes
@@ -157,10 +157,11 @@ def test_a_folder_belongs_to_one_seed_and_size(tmp_path: Path) -> None:
     claim(folder, "demo.json", wanted)
     claim(folder, "demo.json", wanted)
     with pytest.raises(
-        ChainError, match=r"another size, seed or version \(seed: 1 there, 2 now\); choose another output"
+        DataError,
+        match=r"other settings, or to another version \(seed: 1 there, 2 now\); choose another folder",
     ):
         claim(folder, "demo.json", wanted | {"seed": 2})
-    with pytest.raises(ChainError, match=r"sft: 240 there, 5000 now"):
+    with pytest.raises(DataError, match=r"sft: 240 there, 5000 now"):
         claim(folder, "demo.json", scale_of(False, seed=1)[1])
     assert read_json(folder / "demo.json") == wanted
 
@@ -171,17 +172,17 @@ def test_a_folder_of_other_recipes_rates_or_weights_is_not_continued(
     folder = tmp_path / "demo"
     claim(folder, "demo.json", scale_of(True, seed=1)[1])
     monkeypatch.setattr(WorldRates, "__str__", lambda self: "other rates")
-    with pytest.raises(ChainError, match=r"version \(shipped: "):
+    with pytest.raises(DataError, match=r"version \(shipped: "):
         claim(folder, "demo.json", scale_of(True, seed=1)[1])
 
 
 def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    with pytest.raises(ChainError, match=r"not empty, and without demo.json not a folder to continue in"):
+    with pytest.raises(DataError, match=r"not empty, and without demo.json not a folder to continue in"):
         claim(tmp_path, "demo.json", {"seed": 0})
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     (tmp_path / "file").touch()
-    with pytest.raises(ChainError, match="is a file"):
+    with pytest.raises(DataError, match="is a file"):
         claim(tmp_path / "file", "demo.json", {"seed": 0})
 
 

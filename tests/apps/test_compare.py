@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import pytest
 
+from align.config import ScoreSettings
 from apps import cli
+from apps.compare import Run, compare
 from data.jsonl import read_json
+from data.schema import Image, Verdict
+from evals.runner import EvalItem, Scored
 
 LABELS = ["yes", "no"] * 5
 
@@ -69,3 +74,37 @@ def test_two_versions_of_the_questions_are_not_compared(
 def test_a_folder_that_is_no_evaluation_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["eval", "compare", str(tmp_path), str(tmp_path)]) == 2
     assert "no finished evaluation in it; give the output of `align eval run`" in capsys.readouterr().err
+
+
+def _verdict(question: str, score: float) -> Verdict:
+    return Verdict(id="0", image="i", question=question, response=f"say {score}", label="x", score=score,
+                   judge="judge/one at host")  # fmt: skip
+
+
+def test_ids_that_two_judged_benchmarks_share_are_told_apart(tmp_path: Path) -> None:
+    def run_of(name: str, scores: dict[str, float]) -> Run:
+        verdicts = {("0", question): _verdict(question, score) for question, score in scores.items()}
+        said = {"mmhal": {"0": "a"}, "llava_bench": {"0": "b"}}
+        return Run(tmp_path / name, ScoreSettings(output="x", answers="y", benchmarks={"mmhal": "z"}),
+                   {"model": name}, said, {"judge/one at host": verdicts})  # fmt: skip
+
+    class Judged:
+        """A benchmark that a judge rates, of one question."""
+
+        def __init__(self, name: str, question: str) -> None:
+            self.name, self.items = name, [EvalItem("0", Image(id="i", path="i.png"), question)]
+
+        def only(self, ids: Container[str]) -> Judged:
+            return self
+
+        def score(self, responses: Mapping[str, str]) -> Scored:
+            raise NotImplementedError
+
+    one = run_of("one", {"Q of mmhal": 4.0, "Q of the other": 1.0})
+    two = run_of("two", {"Q of mmhal": 4.0, "Q of the other": 3.0})
+    found = compare(Judged("mmhal", "Q of mmhal"), one, two)
+    assert found["by_judge"]["judge/one at host"]["score"]["value"] == 0.0
+    assert found["changed"] == {"judge/one at host": []}
+    found = compare(Judged("llava_bench", "Q of the other"), one, two)
+    assert found["by_judge"]["judge/one at host"]["score"]["value"] == -2.0
+    assert [item["question"] for item in found["changed"]["judge/one at host"]] == ["Q of the other"]

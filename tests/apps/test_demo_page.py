@@ -199,7 +199,7 @@ def test_a_folder_of_another_demo_ends_at_once(
     capsys.readouterr()
     assert cli.main([*command, "--seed", "2"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "seed: 1 there, 2 now; choose another output" in error.replace(")", "")
+    assert error.count("\n") == 1 and "seed: 1 there, 2 now; choose another folder" in error.replace(")", "")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/data").touch()
     assert cli.main(["demo", "--output", str(tmp_path / "mine")]) == 2

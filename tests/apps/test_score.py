@@ -57,6 +57,22 @@ def test_a_file_of_answers_becomes_figures_and_a_page(
     assert {file.name: file.read_bytes() for file in run.iterdir()} == before
 
 
+@pytest.mark.parametrize("named", ["{i}", "random/{i}"])
+def test_one_split_in_one_file_needs_no_prefix(pope: Path, tmp_path: Path, named: str) -> None:
+    rows = [{"id": named.format(i=i), "answer": "Yes"} for i in range(1, 9)]
+    path, run = _lines(tmp_path / "a.jsonl", rows), tmp_path / "run"
+    arguments = [f"benchmarks.pope_random={pope}", f"output={run}"]
+    assert _score(*arguments, f"answers={path}") == 0
+    found = read_json(run / "results.json")["benchmarks"]["pope"]
+    assert found["splits"]["random"]["n"] == 8 and found["answers"]["missing"]["n"] == 0
+    # answers to another version of the split's questions
+    sha256 = found["splits"]["random"]["sha256"]
+    _lines(path, [row | {"sha256": sha256 if i else "0" * 64} for i, row in enumerate(rows)])
+    assert _score(*arguments, f"answers={path}") == 0
+    found = read_json(run / "results.json")["benchmarks"]["pope"]["answers"]
+    assert found["other_version"] == {"n": 1, "first": ["random/1"]} and found["answered"] == 7
+
+
 def test_a_missing_file_is_an_error_that_names_the_key(
     pope: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

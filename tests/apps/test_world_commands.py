@@ -59,7 +59,10 @@ def test_another_world_does_not_go_into_the_folder(world: Path, capsys: pytest.C
     command = ["data", "world", str(world), "--seed", "2", "--scale", "0.0001", "--difficulty", "0.2"]
     assert cli.main(command) == 2
     error = capsys.readouterr().err
-    assert f"{world}: holds a world of other settings (difficulty: 0.1 there, 0.2 now); choose" in error
+    assert (
+        f"{world}: belongs to other settings, or to another version (difficulty: 0.1 there, 0.2 now); choose"
+        in error
+    )
     assert {s.difficulty for s in read_scenes(world).values()} == {0.1}
 
 

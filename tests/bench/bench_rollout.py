@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from align.config import GenerateSettings
 from align.generate import Item, rollout_tokens
 from align.models.lmm import Lmm
@@ -28,6 +30,13 @@ def test_tokens_a_second(lmm: Lmm, world: Path) -> None:
 
     def items(pictures: list[ImageInput]) -> list[Item]:
         return list(zip(asked, pictures, strict=True))
+
+    # greedy, the shared pictures give the tokens that each question's own would
+    greedy = how.model_copy(update={"temperature": 0.0})
+    plain = [picture for image in images for picture in open_pictures([image], world)]
+    pictures = encode_pictures(lmm, renderer, open_pictures(images, world))
+    said = [rollout_tokens(lmm, renderer, items(of), greedy, seed=0) for of in (pictures, plain)]
+    assert torch.equal(said[0].response_ids, said[1].response_ids)
 
     def tokens(batch: list[Item]) -> int:
         return int(rollout_tokens(lmm, renderer, batch, how, seed=0).response_mask.sum())

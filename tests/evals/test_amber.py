@@ -133,7 +133,7 @@ def test_a_question_without_annotation_is_named(tmp_path: Path) -> None:
 def test_the_real_files_run_from_answers(shared: Path) -> None:
     folder = shared / "data" / "amber"
     rest = (folder / "annotations.json", folder / "relation.json", folder / "safe_words.txt")
-    bench = read_benchmark(folder / "query_generative.json", *rest, nouns="words", n_boot=20)
+    bench = read_benchmark([folder / "query_generative.json"], *rest, nouns="words", n_boot=20)
     assert len(bench.items) == 1004
     # a model that names exactly what is there, and one that names exactly what tempts
     perfect = {str(q.id): " and ".join(q.objects) for q in bench.questions}
@@ -143,7 +143,7 @@ def test_the_real_files_run_from_answers(shared: Path) -> None:
     got = bench.score(tempted).result["generative"]["official"]
     # some words that tempt also mean something that is there, so not all of it is false
     assert got["cog"]["value"] > 85.0 and got["hal"]["value"] > 85.0
-    asked = read_benchmark(folder / "query_discriminative.json", *rest, nouns="words", n_boot=20)
+    asked = read_benchmark([folder / "query_discriminative.json"], *rest, nouns="words", n_boot=20)
     assert len(asked.items) == 14216
     right = {str(q.id): "Yes" if q.label == "yes" else "No" for q in asked.questions}
     got = asked.score(right).result["discriminative"]

@@ -90,8 +90,8 @@ def test_truth_is_boxes_and_captions(tmp_path: Path) -> None:
         "8": CocoImage("8.jpg", frozenset()),
     }
     assert coco_truth(instances, None, built_in())["7"].objects == frozenset({"dog"})
-    bench = benchmark_of(truth, built_in(), ["8"], prefix="val2014", n_boot=10)
-    assert [(item.id, item.image.path) for item in bench.items] == [("8", "val2014/8.jpg")]
+    bench = benchmark_of(truth, built_in(), ["8"], n_boot=10)
+    assert [(item.id, item.image.path) for item in bench.items] == [("8", "8.jpg")]
     with pytest.raises(DataError, match="1 images have no annotation"):
         benchmark_of(truth, built_in(), ["9"])
     with pytest.raises(DataError, match=r"the vocabulary \(few\) has no 'dog'"):

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from data.jsonl import DataError
-from evals.endpoint import Endpoint, EndpointError, EndpointJudge, Price, image_part
-from evals.judges import CachedJudge, JudgeRequest
+from evals.endpoint import Endpoint, EndpointError, EndpointJudge, Price
+from evals.judges import CachedJudge, JudgeRequest, announce
 
 #: what the server does with a request: status, headers, body
 Reply = tuple[int, dict[str, str], Any]
@@ -147,7 +147,9 @@ def _request(name: str) -> JudgeRequest:
     return JudgeRequest(name, "img", "what?", f"a cat {name}", "a cat", ("cat",), f"rate {name}")
 
 
-def test_a_judge_behind_it_loses_only_what_failed(server: Server, tmp_path: Path) -> None:
+def test_a_judge_behind_it_loses_only_what_failed(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def reply(n: int, body: dict[str, Any]) -> Reply:
         bad = body["messages"][0]["content"] == "rate 1"
         return (400, {}, {"error": "too rude"}) if bad else (200, {}, said("Rating: 3"))
@@ -158,6 +160,7 @@ def test_a_judge_behind_it_loses_only_what_failed(server: Server, tmp_path: Path
     requests = [_request(str(i)) for i in range(3)]
     assert cached.judge(requests) == {"0": "Rating: 3", "2": "Rating: 3"}
     assert judge.failed == {"1": "judge-1 at 127.0.0.1: status 400 (too rude)"}
+    assert "no verdict on 1: judge-1 at 127.0.0.1: status 400 (too rude)" in caplog.text
     # a second run asks for the failed one alone
     before = len(server.seen)
     assert set(CachedJudge(judge, tmp_path / "verdicts.jsonl").judge(requests)) == {"0", "2"}
@@ -182,8 +185,17 @@ def test_the_cost_is_told_before(server: Server) -> None:
     assert "prices" not in _endpoint(server).estimate(["x"])
 
 
-def test_a_picture_is_sent_as_data(server: Server) -> None:
-    part = image_part(b"\xff\xd8\xff rest")
-    assert part["image_url"]["url"].startswith("data:image/jpeg;base64,/9j/")
-    _endpoint(server).chat([{"type": "text", "text": "What?"}, part])
-    assert server.seen[0][1]["messages"][0]["content"][1] == part
+def test_the_cost_of_what_is_not_cached_is_told_once(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    judge = CachedJudge(EndpointJudge(_endpoint(server)), tmp_path / "verdicts.jsonl", chunk=1)
+    requests = [_request(str(i)) for i in range(3)]
+    judge.judge(requests[:1])
+    assert not caplog.records
+    announce(judge, requests)
+    assert [r.message for r in caplog.records] == [
+        "judge: 2 requests to judge-1 at 127.0.0.1, about 3 tokens to read"
+    ]
+    judge.judge(requests)
+    announce(judge, requests)
+    assert len(caplog.records) == 1
