@@ -173,11 +173,11 @@ def judge_of(
 
 
 def oracle_says(scenes: Mapping[str, Scene], request: JudgeRequest) -> str:
-    """The oracle's verdict in a judge's words: its reason, ``Rating: n``. DataError: an unknown image."""
+    """The oracle's verdict in a judge's words: its reason, below it the rating. DataError: unknown image."""
     scene = scenes.get(request.image)
     if scene is None:
         mend = "set world=FOLDER to the folder that the questions came with"
         raise DataError(f"the image {request.image!r} is not a scene of this world", key="world", mend=mend)
     kind, about = question_kind(request.question)
     rating, reason = rate(scene, kind, about, request.reference, request.response)
-    return f"{reason}. Rating: {rating}"
+    return f"{reason}.\nRating: {rating}"

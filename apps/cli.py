@@ -73,10 +73,10 @@ def _how_to_continue(arguments: list[str]) -> str:
 
 
 def _spelled(arguments: list[str]) -> list[str]:
-    """``eval run`` is ``eval``; ``eval score`` and ``eval compare`` are commands of their own."""
+    """``eval run`` is ``eval``; ``eval score``, ``compare`` and ``report`` are commands of their own."""
     if arguments[:2] == ["eval", "run"]:
         return ["eval", *arguments[2:]]
-    if arguments[:1] == ["eval"] and arguments[1:2] in (["score"], ["compare"]):
+    if arguments[:1] == ["eval"] and arguments[1:2] in (["score"], ["compare"], ["report"]):
         return [f"eval-{arguments[1]}", *arguments[2:]]
     return arguments
 
@@ -113,6 +113,20 @@ def _parser(with_data: bool) -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("runs/compare"), metavar="DIR", help="default: %(default)s"
     )
     compare.set_defaults(command=_compare)
+
+    words = "finished evaluations of several models on one page, and as Markdown"
+    report = commands.add_parser("eval-report", prog="align eval report", help=words, description=words)
+    report.add_argument(
+        "runs", nargs="+", metavar="[NAME=]RUN", help="an evaluation's folder, and what to call its model"
+    )
+    report.add_argument(
+        "--output", type=Path, default=Path("runs/report"), metavar="DIR", help="default: %(default)s"
+    )
+    report.add_argument(
+        "--pictures", type=kinds.whole, default=12, metavar="N",
+        help="items of each benchmark shown with their picture (default: %(default)s)",
+    )  # fmt: skip
+    report.set_defaults(command=_report)
 
     demo = commands.add_parser("demo", help="the whole chain on the built-in world, from scratch")
     demo.add_argument("--quick", action="store_true", help="a smaller run of a minute or two")
@@ -266,6 +280,14 @@ def _data(args: argparse.Namespace) -> int:
 
     # data_commands names its own run; what it does not know belongs to the world.
     return getattr(args, "run", world_commands.run)(args) or 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from apps import eval_report
+
+    folder = eval_report.run(args.runs, args.output, args.pictures)
+    print(f"done: {folder / 'report.html'}")
+    return 0
 
 
 def _compare(args: argparse.Namespace) -> int:

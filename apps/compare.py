@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from align.config import BenchmarkSettings, EvalSettings, ScoreSettings
-from apps.benchmarks import benchmarks_of
 from apps.eval_page import intervals
-from data.jsonl import DataError, read_json, read_records, write_json
+from apps.eval_runs import Part, answered, check_version, read_run
+from data.jsonl import DataError, write_json
 from data.schema import Verdict
-from data.world.build import read_scenes
 from evals import metrics
 from evals.metrics import interval_from
 from evals.report import Cell, Page, Section, Table, Text, write_report
@@ -23,47 +17,6 @@ from evals.runner import Benchmark
 
 #: changed items shown on the page; the JSON has all
 SHOWN = 50
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one evaluation left: of a model (``align eval run``) or of a file (``align eval score``)."""
-
-    folder: Path
-    settings: BenchmarkSettings
-    results: dict[str, Any]
-    #: benchmark -> id -> response
-    responses: dict[str, dict[str, str]]
-    #: judge -> (id, question) -> verdict; ids alone repeat from benchmark to benchmark
-    verdicts: dict[str, dict[tuple[str, str], Verdict]]
-
-    @property
-    def name(self) -> str:
-        return str(self.results["model"])
-
-
-def read_run(folder: Path) -> Run:
-    """A finished evaluation's folder. DataError where it is none."""
-    if not (folder / "results.json").is_file() or not (folder / "settings.yaml").is_file():
-        mend = "give the output of `align eval run` or `align eval score`, finished"
-        raise DataError("no finished evaluation in it", file=str(folder), mend=mend)
-    values = yaml.safe_load((folder / "settings.yaml").read_text("utf-8"))
-    if "answers" in values:
-        settings: BenchmarkSettings = ScoreSettings.model_validate(values)
-        inside = folder
-    else:
-        settings = EvalSettings.model_validate(values)
-        inside = folder / f"t{settings.generate.temperature:g}"
-    responses: dict[str, dict[str, str]] = {}
-    for line in (inside / "responses.jsonl").read_text("utf-8").splitlines():
-        row = json.loads(line)
-        responses.setdefault(row["benchmark"], {})[row["id"]] = row["response"]
-    records = read_records(inside / "verdicts.jsonl", "verdict", strict=True)
-    verdicts: dict[str, dict[tuple[str, str], Verdict]] = {}
-    for v in records:
-        if isinstance(v, Verdict):
-            verdicts.setdefault(v.judge, {})[v.id, v.question] = v
-    return Run(folder, settings, read_json(folder / "results.json"), responses, verdicts)
 
 
 def run(first: Path, second: Path, output: Path) -> Path:
@@ -74,14 +27,13 @@ def run(first: Path, second: Path, output: Path) -> Path:
             benchmark's questions.
     """
     a, b = read_run(first), read_run(second)
-    scenes = read_scenes(Path(a.settings.world)) if a.settings.world else {}
     found: dict[str, Any] = {}
-    for benchmark in benchmarks_of(a.settings, scenes):
-        if benchmark.name in a.responses and benchmark.name in b.responses:
-            check_version(benchmark.name, a, b)
-            found[benchmark.name] = compare(benchmark, a, b)
+    for name, suffix, benchmark in answered(a):
+        if suffix in b.parts and benchmark.name in b.parts[suffix].responses:
+            check_version(name, a, b)
+            found[name] = compare(benchmark, a.parts[suffix], b.parts[suffix])
     if not found:
-        mend = f"{first} has {', '.join(a.responses)}; {second} has {', '.join(b.responses)}"
+        mend = f"{first} has {', '.join(a.benchmarks)}; {second} has {', '.join(b.benchmarks)}"
         raise DataError("the two share no benchmark", file=str(second), mend=mend)
     whole = {"first": a.name, "second": b.name, "benchmarks": found}
     write_json(output / "compare.json", whole)
@@ -89,22 +41,7 @@ def run(first: Path, second: Path, output: Path) -> Path:
     return output
 
 
-def check_version(name: str, a: Run, b: Run) -> None:
-    """Raise DataError unless both runs were asked the same questions (by hash)."""
-    hashes = [_hashes(run.results["benchmarks"][name]) for run in (a, b)]
-    for part in hashes[0].keys() & hashes[1].keys():
-        if hashes[0][part] != hashes[1][part]:
-            rule = f"{name}: the two runs were asked different questions ({part or 'sha256'} differs)"
-            raise DataError(rule, file=str(b.folder), mend="evaluate both on the same files")
-
-
-def _hashes(found: Mapping[str, Any]) -> dict[str, str]:
-    if "splits" in found:
-        return {name: split["sha256"] for name, split in found["splits"].items()}
-    return {"": found["sha256"]} if "sha256" in found else {}
-
-
-def compare(benchmark: Benchmark, a: Run, b: Run) -> dict[str, Any]:
+def compare(benchmark: Benchmark, a: Part, b: Part) -> dict[str, Any]:
     """One benchmark: paired figures by rule, and the items whose verdict changed."""
     said_a, said_b = a.responses[benchmark.name], b.responses[benchmark.name]
     both = said_a.keys() & said_b.keys()
@@ -128,7 +65,9 @@ def compare(benchmark: Benchmark, a: Run, b: Run) -> dict[str, Any]:
     return result
 
 
-def _both(judge: str, questions: Sequence[tuple[str, str]], a: Run, b: Run) -> list[tuple[Verdict, Verdict]]:
+def _both(
+    judge: str, questions: Sequence[tuple[str, str]], a: Part, b: Part
+) -> list[tuple[Verdict, Verdict]]:
     """The judge's verdicts on the questions that it judged in both runs."""
     one, two = a.verdicts.get(judge, {}), b.verdicts.get(judge, {})
     return [(one[q], two[q]) for q in questions if q in one and q in two]

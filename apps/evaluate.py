@@ -18,7 +18,9 @@ from align.pictures import encode_pictures, open_pictures
 from align.render import Renderer
 from align.schedule import step_seed
 from apps.benchmarks import benchmarks_of, check_pictures
+from apps.eval_gallery import galleries
 from apps.eval_page import page_of
+from apps.eval_runs import read_run
 from data.formats.mmhal import write as write_mmhal
 from data.jsonl import write_json
 from data.schema import Message, Response
@@ -52,10 +54,11 @@ def run(settings: EvalSettings) -> Path:
         if run_dir.is_done:
             return run_dir.path
         model = settings.model.name
-        results = {"model": model, "benchmarks": measure(settings, benchmarks, run_dir.path, model)}
+        found = measure(settings, benchmarks, run_dir.path, model)
         hand_out(benchmarks, run_dir.path, settings.generate.temperature)
-        write_json(run_dir.path / "results.json", results)
-        write_report(run_dir.path / "report.html", page_of(results))
+        write_json(run_dir.path / "results.json", {"model": model, "benchmarks": found})
+        shown = galleries([read_run(run_dir.path)])
+        write_report(run_dir.path / "report.html", page_of({model: found}, shown))
         run_dir.done()
     return run_dir.path
 

@@ -12,7 +12,9 @@ import yaml
 
 from align.config import ScoreSettings
 from apps.benchmarks import benchmarks_of
+from apps.eval_gallery import galleries
 from apps.eval_page import page_of
+from apps.eval_runs import read_run
 from data.jsonl import DataError, read_rows, write_json, write_records, write_rows, write_text
 from data.processes import sole_writer
 from data.schema import Verdict
@@ -62,8 +64,9 @@ def run(settings: ScoreSettings) -> Path:
         )
         write_rows(output / "responses.jsonl", responses)
         write_records(output / "verdicts.jsonl", verdicts)
-        write_report(output / "report.html", page_of(whole))
         write_json(output / "results.json", whole)
+        shown = galleries([read_run(output)])
+        write_report(output / "report.html", page_of({settings.name: results}, shown))
     return output
 
 

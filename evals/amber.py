@@ -9,7 +9,8 @@ answer counts only if it is exactly ``Yes`` or ``No``, and nouns are compared wi
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Container, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from data.jsonl import DataError
 from data.schema import Image, Verdict
 from evals import metrics
 from evals.journal import content_hash
-from evals.nouns import NounFinder, finder
+from evals.nouns import NounFinder, finder, singulars
 from evals.parse import YesNo, yes_no_strict
 from evals.runner import EvalItem, Scored, check_ids
 
@@ -88,6 +89,15 @@ def named(
     return Named(
         tuple(counted), tuple(false), len(covered), len(item.objects), len(tempted), len(item.tempting)
     )
+
+
+def spans_of(text: str, false: Collection[str]) -> list[tuple[int, int]]:
+    """Where in a description (start, end) words stand that its ``false`` mentions come from."""
+    wanted = {noun.lower() for noun in false}
+    words = re.finditer(r"[^\W\d_]+(?:[-'][^\W\d_]+)*", text)
+    return [
+        word.span() for word in words if wanted & {form.lower() for form in (word[0], *singulars(word[0]))}
+    ]
 
 
 def _places(objects: Sequence[str], words: AmberWords) -> list[tuple[str, int]]:

@@ -123,6 +123,10 @@ class MmhalBenchmark:
         places = [i if item.index is None else item.index for i, item in enumerate(self.questions)]
         return {str(place): item for place, item in zip(places, self.questions)}
 
+    def question(self, name: str) -> MmhalItem:
+        """The question with this id."""
+        return self._by_id()[name]
+
     @property
     def items(self) -> list[EvalItem]:
         """The questions. DataError, naming the one, for an ``image_src`` that is none or has no file."""

@@ -1,12 +1,14 @@
 """One self-contained HTML file: tables, curves, bars, pictures with false words marked. No network.
 
 Build a ``Page`` from the section types below and hand it to ``write_report``. All text is escaped; the
-same page gives the same bytes.
+same page gives the same bytes. ``as_markdown`` gives a table for a paper or a README.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,6 +106,9 @@ class Answer:
 
     text: str
     false: Sequence[tuple[int, int]] = ()
+    #: what a rule or a judge says of it, and why; shown below it
+    verdict: str = ""
+    reason: str = ""
 
     @property
     def pieces(self) -> list[tuple[str, bool]]:
@@ -127,31 +132,54 @@ class Answer:
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One picture (PNG bytes, or None), the question about it, and each model's answer by name."""
+    """One picture (PNG or JPEG bytes, or None), the question about it, and each model's answer by name."""
 
     image: bytes | None
     question: str
     answers: Mapping[str, Answer]
     #: what is true of the picture
     truth: str = ""
+    #: one value for each of the gallery's ``filters``
+    tags: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.image is not None and not self.image.startswith(b"\x89PNG\r\n\x1a\n"):
-            raise ValueError("a gallery image is not a PNG file; encode the picture as PNG")
+        if self.image is not None and self._kind is None:
+            raise ValueError("a gallery image is neither PNG nor JPEG; encode the picture as one of them")
+
+    @property
+    def _kind(self) -> str | None:
+        heads = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}
+        return next((kind for head, kind in heads.items() if (self.image or b"").startswith(head)), None)
 
     @property
     def data_uri(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.image or b"").decode("ascii")
+        return f"data:image/{self._kind};base64," + base64.b64encode(self.image or b"").decode("ascii")
+
+    @property
+    def tags_json(self) -> str:
+        return json.dumps(list(self.tags))
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures with questions and answers side by side."""
+    """Pictures with questions and answers side by side.
+
+    ``filters`` names what a reader may choose by; each item then has one tag for each.
+    """
 
     title: str
     items: Sequence[GalleryItem]
     note: str = ""
+    filters: Sequence[str] = ()
     kind: str = field(default="gallery", init=False)
+
+    def __post_init__(self) -> None:
+        if any(len(item.tags) != len(self.filters) for item in self.items):
+            raise ValueError(f"gallery {self.title!r}: give each item one tag for each of {self.filters}")
+
+    def choices(self, place: int) -> list[str]:
+        """The values of a filter, as they first occur."""
+        return list(dict.fromkeys(item.tags[place] for item in self.items))
 
 
 @dataclass(frozen=True)
@@ -201,6 +229,18 @@ class Page:
             waiting = chart and not waiting
         return laid
 
+    @property
+    def script(self) -> str:
+        """The page's script: filters for its galleries, or none."""
+        filtered = any(isinstance(section, Gallery) and section.filters for section in self.sections)
+        return _SCRIPT if filtered else ""
+
+    @property
+    def script_source(self) -> str:
+        """The content security policy's source for exactly this script."""
+        digest = hashlib.sha256(self.script.encode()).digest()
+        return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
 
 def format_number(value: float | int | None, digits: int = 3) -> str:
     """Fixed decimals with a real minus sign; whole numbers as they are; a dash for None and NaN."""
@@ -218,6 +258,7 @@ def _is_interval(cell: Cell) -> bool:
     return isinstance(cell, Interval) and math.isfinite(cell.low) and math.isfinite(cell.high)
 
 
+_SCRIPT = (Path(__file__).parent / "report.js").read_text("utf-8")
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -240,3 +281,28 @@ def render_report(page: Page) -> str:
 def write_report(path: str | Path, page: Page) -> None:
     """Write the page to ``path``, atomically: a browser that reloads sees the old or the new one, whole."""
     write_text(path, render_report(page))
+
+
+def as_markdown(table: Table) -> str:
+    """A table with its title as Markdown; an interval of fewer items than the most says how many."""
+    intervals = [cell for row in table.rows for cell in row if isinstance(cell, Interval)]
+    most = max((cell.n for cell in intervals), default=0)
+
+    def text_of(cell: Cell) -> str:
+        if cell is None:
+            return ""
+        if isinstance(cell, Interval):
+            if not cell.n:
+                return "–"
+            text = f"{cell.value:.{table.digits}f}"
+            if math.isfinite(cell.low):
+                text += f" [{cell.low:.{table.digits}f}, {cell.high:.{table.digits}f}]"
+            return text if cell.n == most else f"{text} (n = {cell.n})"
+        if isinstance(cell, float):
+            return f"{cell:.{table.digits}f}"
+        return " ".join(str(cell).split()).replace("|", "\\|")
+
+    lines = ["| " + " | ".join(map(text_of, row)) + " |" for row in (table.columns, *table.rows)]
+    lines.insert(1, "|" + " --- |" * len(table.columns))
+    note = f"\n{table.note}\n" if table.note else ""
+    return f"**{table.title}**\n\n" + "\n".join(lines) + f"\n{note}"

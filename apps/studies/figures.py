@@ -1,4 +1,4 @@
-"""What the studies report of each seed, means over seeds with their intervals, and tables as Markdown."""
+"""What the studies report of each seed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from apps.demo import yes_ratio
-from evals.metrics import Interval
-from evals.report import Table
 
 
 def value(found: dict[str, Any]) -> float:
@@ -39,26 +37,3 @@ FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
     "CHAIR_i, greedy": _described("describe", "chair_i"),
     "recall, greedy": _described("describe", "recall"),
 }
-
-
-def as_markdown(table: Table) -> str:
-    """A table with its title, for a README; an interval over fewer seeds than the most says how many."""
-    intervals = [cell for row in table.rows for cell in row if isinstance(cell, Interval)]
-    most = max((cell.n for cell in intervals), default=0)
-
-    def cell(found: Any) -> str:
-        if found is None:
-            return ""
-        if isinstance(found, Interval):
-            if not found.n:
-                return "–"
-            text = f"{found.value:.3f}"
-            if math.isfinite(found.low):
-                text += f" [{found.low:.3f}, {found.high:.3f}]"
-            return text if found.n == most else f"{text} (n = {found.n})"
-        return f"{found:.3f}" if isinstance(found, float) else str(found).replace("|", "\\|")
-
-    lines = ["| " + " | ".join(map(cell, row)) + " |" for row in (table.columns, *table.rows)]
-    lines.insert(1, "|" + " --- |" * len(table.columns))
-    note = f"\n{table.note}\n" if table.note else ""
-    return f"**{table.title}**\n\n" + "\n".join(lines) + f"\n{note}"

@@ -21,11 +21,11 @@ from apps.demo import PUBLISHED, REWARDS, status_of
 from apps.gates import passes, read_report
 from apps.paired import DECODING, MODELS, descriptions
 from apps.scheduler import Progress, Step, run_steps
-from apps.studies.figures import FIGURES, as_markdown, number, value
+from apps.studies.figures import FIGURES, number, value
 from data.folders import claim
 from data.jsonl import read_json, write_json, write_text
 from evals.metrics import t_interval
-from evals.report import Bars, Page, Section, Status, Table, Text, write_report
+from evals.report import Bars, Page, Section, Status, Table, Text, as_markdown, write_report
 
 #: under this recall (descriptions, T = 0.7) a policy counts as silent
 SILENT = 0.1

@@ -15,12 +15,12 @@ from typing import Any
 from apps.chain import STUDY, Scale, alone_in, chain, scale_of
 from apps.gates import read_report
 from apps.scheduler import Step, run_steps
-from apps.studies.figures import FIGURES, as_markdown, number
+from apps.studies.figures import FIGURES, number
 from apps.studies.rlhf import clean_up, follower, of_seed, parse
 from data.folders import claim
 from data.jsonl import read_json, write_json, write_text
 from evals.metrics import t_interval
-from evals.report import Curves, Page, Section, Status, Table, Text, write_report
+from evals.report import Curves, Page, Section, Status, Table, Text, as_markdown, write_report
 
 #: radius of the blur in pixels of the 96-pixel picture; an object is 20 to 30 pixels wide
 LEVELS = (0.0, 2.0, 4.0)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from align.config import ScoreSettings
 from apps import cli
-from apps.compare import Run, compare
+from apps.compare import compare
+from apps.eval_runs import Part
 from data.jsonl import read_json
 from data.schema import Image, Verdict
 from evals.runner import EvalItem, Scored
@@ -81,12 +81,10 @@ def _verdict(question: str, score: float) -> Verdict:
                    judge="judge/one at host")  # fmt: skip
 
 
-def test_ids_that_two_judged_benchmarks_share_are_told_apart(tmp_path: Path) -> None:
-    def run_of(name: str, scores: dict[str, float]) -> Run:
+def test_ids_that_two_judged_benchmarks_share_are_told_apart() -> None:
+    def part_of(scores: dict[str, float]) -> Part:
         verdicts = {("0", question): _verdict(question, score) for question, score in scores.items()}
-        said = {"mmhal": {"0": "a"}, "llava_bench": {"0": "b"}}
-        return Run(tmp_path / name, ScoreSettings(output="x", answers="y", benchmarks={"mmhal": "z"}),
-                   {"model": name}, said, {"judge/one at host": verdicts})  # fmt: skip
+        return Part({"mmhal": {"0": "a"}, "llava_bench": {"0": "b"}}, {"judge/one at host": verdicts})
 
     class Judged:
         """A benchmark that a judge rates, of one question."""
@@ -100,8 +98,8 @@ def test_ids_that_two_judged_benchmarks_share_are_told_apart(tmp_path: Path) -> 
         def score(self, responses: Mapping[str, str]) -> Scored:
             raise NotImplementedError
 
-    one = run_of("one", {"Q of mmhal": 4.0, "Q of the other": 1.0})
-    two = run_of("two", {"Q of mmhal": 4.0, "Q of the other": 3.0})
+    one = part_of({"Q of mmhal": 4.0, "Q of the other": 1.0})
+    two = part_of({"Q of mmhal": 4.0, "Q of the other": 3.0})
     found = compare(Judged("mmhal", "Q of mmhal"), one, two)
     assert found["by_judge"]["judge/one at host"]["score"]["value"] == 0.0
     assert found["changed"] == {"judge/one at host": []}

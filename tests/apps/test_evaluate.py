@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
 from align.config import EvalSettings
 from align.models.tiny import build_tiny_llava
@@ -21,7 +21,7 @@ from evals.judges import JudgeRequest
 from evals.metrics import interval_from
 from evals.mmhal import BUILT_IN
 from evals.objects import ObjectBenchmark
-from evals.parse import rating_official, yes_no_strict
+from evals.parse import rating_official
 from evals.report import Table, Text
 
 SPLITS = ("random", "popular", "adversarial")
@@ -102,70 +102,72 @@ def test_figures_are_those_of_the_recorded_responses(evaluated: Path, base: Path
             assert json.loads(json.dumps(scored.result)) == found[benchmark.name + suffix]
 
 
-def test_the_page_holds_every_interval(evaluated: Path) -> None:
-    found = read_json(evaluated / "results.json")
-    tables = [table for table in eval_page.page_of(found).sections if isinstance(table, Table)]
-    assert [table.title for table in tables] == list(found["benchmarks"])
-    for table in tables:
-        figures = dict(eval_page.intervals(found["benchmarks"][table.title]))
-        assert [row[0] for row in table.rows] == list(figures)
-        assert [(row[1], row[2]) for row in table.rows] == [
-            (interval_from(figure), figure["n"]) for figure in figures.values()
-        ]
-    # counted in the text of the results, however they are nested
-    assert sum(len(table.rows) for table in tables) == json.dumps(found).count('"low":')
-    pope = tables[0]
-    row = next(row for row in pope.rows if row[0] == "splits, random, official, accuracy")
-    accuracy = found["benchmarks"]["pope"]["splits"]["random"]["official"]["accuracy"]
-    assert (row[1].value, row[1].low, row[2]) == (accuracy["value"], accuracy["low"], 12)
-    assert "splits, random, official, accuracy" in (evaluated / "report.html").read_text()
+def test_the_page_holds_the_figures_of_both_rules(evaluated: Path) -> None:
+    found = read_json(evaluated / "results.json")["benchmarks"]
+    tables = {t.title: t for t in eval_page.page_of({"m": found}).sections if isinstance(t, Table)}
+    splits = [f"POPE: {split}" for split in ("all splits", *SPLITS)]
+    names = ["Overview (official rules)", *splits, "MMHal", "MMHal: score by question type (official)",
+             "Free descriptions", "Free descriptions, T = 0.7"]  # fmt: skip
+    assert list(tables) == names
+    for split in SPLITS:
+        table, of = tables[f"POPE: {split}"], found["pope"]["splits"][split]
+        for row, rule in zip(table.rows, ("official", "strict")):
+            figures = [of[rule][key] for key in ("accuracy", "precision", "recall", "f1", "yes_ratio")]
+            counts = of[rule]["counts"]
+            assert list(row) == ["m", rule, 12, *map(interval_from, figures), counts["unparsed"]]
+        # then the published rows, set apart
+        assert table.muted_rows == set(range(2, len(table.rows))) and len(table.rows) > 5
+    cells = [cell for table in tables.values() for row in table.rows for cell in row]
+    for name, one in eval_page.intervals(found):
+        # of MMHal's types the page shows the score by the official rule
+        if "by type" not in name or ("official" in name and name.endswith("score")):
+            assert interval_from(one) in cells, name
+    assert tables["Overview (official rules)"].rows[0] == [
+        "m", interval_from(found["pope"]["overall"]["official"]["f1"]),
+        interval_from(found["mmhal"]["official"]["score"]),
+        interval_from(found["describe"]["hallucination_rate"]),
+        interval_from(found["describe@0.7"]["hallucination_rate"]),
+    ]  # fmt: skip
 
 
 def test_the_page_says_of_which_questions_its_figures_are(evaluated: Path, world: Path) -> None:
     found = read_json(evaluated / "results.json")["benchmarks"]
-    notes = {
-        table.title: table.note
-        for table in eval_page.page_of({"model": "m", "benchmarks": found}).sections
-        if isinstance(table, Table)
-    }
-    said = responses(evaluated, "t0")
+    notes = {t.title: t.note for t in eval_page.page_of({"m": found}).sections if isinstance(t, Table)}
     for split in SPLITS:
-        file = world / f"eval/pope_{split}.jsonl"
-        unparsed = sum(
-            yes_no_strict(text) is None for name, text in said.items() if name.startswith(f"pope {split}/")
-        )
-        sha = hashlib.sha256(file.read_bytes()).hexdigest()
-        told = f"{split}: n = 12 on 2 images, {unparsed} unparsed (strict rule), file sha256 {sha}"
-        assert told in notes["pope"]
+        sha = hashlib.sha256((world / f"eval/pope_{split}.jsonl").read_bytes()).hexdigest()
+        assert notes[f"POPE: {split}"] == f"2 images; file sha256 {sha}."
     sha = hashlib.sha256((world / "eval/mmhal.json").read_bytes()).hexdigest()
-    assert f"n = 12; file sha256 {sha}. Judge: world-oracle; prompt" in notes["mmhal"]
-    assert (
-        f"built-in, sha256 {BUILT_IN.sha256}. Answers without a readable rating: 0 (official"
-        in notes["mmhal"]
-    )
-    for name in ("describe", "describe@0.7"):
-        assert notes[name] == f"n = 12; questions and truth sha256 {found[name]['sha256']}."
+    assert f"Questions and truth sha256 {sha}; judge world-oracle; prompt" in notes["MMHal"]
+    assert f"built-in, sha256 {BUILT_IN.sha256}." in notes["MMHal"]
+    for title, name in (("Free descriptions", "describe"), ("Free descriptions, T = 0.7", "describe@0.7")):
+        told = f"Questions and truth sha256 {found[name]['sha256']}; vocabulary world."
+        assert notes[title].endswith(told)
     html = (evaluated / "report.html").read_text()
-    assert all(escape(note) in html for note in notes.values())
+    assert all(str(escape(note)) in html for note in notes.values())
 
 
-def test_counts_in_the_notes_are_the_results_own() -> None:
-    split = {"n": 3000, "images": 500, "sha256": "ab"} | {"strict": {"counts": {"unparsed": 7}}}
-    assert eval_page.provenance({"splits": {"random": split, "popular": split | {"n": 2910}}}) == (
-        "random: n = 3000 on 500 images, 7 unparsed (strict rule), file sha256 ab; "
-        "popular: n = 2910 on 500 images, 7 unparsed (strict rule), file sha256 ab."
-    )
+def test_counts_stand_beside_the_figures() -> None:
+    figures = {
+        key: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9} for key in ("score", "hallucination_rate")
+    }
+    rules = {"official": ["3", "8"], "strict": ["3", "8", "9"]}
+    one = {rule: figures | {"unrated": ids, "by_type": {}} for rule, ids in rules.items()}
     prompt = {"name": "mine.txt", "sha256": "ef"}
-    judged = {"n": 96, "sha256": "cd", "judge": "people", "prompt": prompt, "unjudged": ["1"]}
-    judged |= {"official": {"unrated": ["3", "8"]}, "strict": {"unrated": ["3", "8", "9"]}}
-    told = (
-        "n = 96; file sha256 cd. Judge: people; prompt (for a judge that reads one): mine.txt, sha256 ef. "
-        "Answers without a readable rating: 2 (official rule, counted as 0), 3 (strict rule, left out); "
-        "without any verdict: 1"
-    )
-    assert eval_page.provenance(judged) == f"{told}."
-    steered = eval_page.provenance(judged | {"steering": ["3"]})
-    assert steered == f"{told}; responses that themselves hold a rating: 1."
+    one |= {
+        "n": 96,
+        "sha256": "cd",
+        "judge": "people",
+        "prompt": prompt,
+        "unjudged": ["1"],
+        "steering": ["3"],
+    }
+    (table, *_) = eval_page.mmhal_sections("mmhal", {"a": one, "b": one | {"judge": "others"}})
+    assert [row[-3:] for row in table.rows[:2]] == [[2, 1, 1], [3, 1, 1]]
+    # one note where the models share it, else each its own
+    assert "a: Questions and truth sha256 cd; judge people" in table.note
+    assert "b: Questions and truth sha256 cd; judge others" in table.note
+    known = next(iter(eval_page.published.POPE_FILES))
+    assert "the official random, 3,000" in eval_page.pope_provenance({"images": 500, "sha256": known})
 
 
 # --- interrupted and repeated ---
@@ -355,10 +357,10 @@ def test_without_a_judge_answers_are_handed_out(
     said = [row.pop("model_answer") for row in handed]
     assert handed == [{k: v for k, v in row.items() if k != "model_answer"} for row in template]
     assert said == [responses(evaluated, "t0")[f"mmhal {i}"] for i in range(12)]
-    (told,) = eval_page.page_of(read_json(run / "results.json")).sections
-    assert isinstance(told, Text) and told.title == "mmhal"
+    (told,) = eval_page.page_of({"m": {"mmhal": figures}}).sections
+    assert isinstance(told, Text) and told.title == "MMHal"
     assert "the answers were not rated: no judge was given" in told.body
-    assert "n = 12; file sha256" in told.body
+    assert "Questions and truth sha256" in told.body
     assert "not rated" in (run / "report.html").read_text()
 
 

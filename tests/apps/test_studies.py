@@ -17,12 +17,12 @@ from apps.gates import GATE
 from apps.paired import descriptions
 from apps.scheduler import Progress, Step, check_graph
 from apps.studies import rlhf, vision
-from apps.studies.figures import FIGURES, as_markdown, yes_ratio
+from apps.studies.figures import FIGURES, yes_ratio
 from data.jsonl import read_json, write_json
 from data.world.build import read_scenes
 from data.world.scene import OBJECTS
 from evals.metrics import Interval
-from evals.report import Bars, Table, Text
+from evals.report import Bars, Table, Text, as_markdown
 
 Write = Callable[..., dict[str, Any]]
 Run = Callable[..., None]

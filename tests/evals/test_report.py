@@ -139,7 +139,7 @@ def test_bad_sections_are_named() -> None:
         Table("t", ["a", "b"], [[1, 2], [1]])
     with pytest.raises(ValueError, match="reach beyond 1 rows"):
         Table("t", ["a"], [[1]], muted_rows=frozenset({1}))
-    with pytest.raises(ValueError, match="not a PNG"):
+    with pytest.raises(ValueError, match="neither PNG nor JPEG"):
         GalleryItem(b"GIF89a", "q", {})
     with pytest.raises(ValueError, match="1 values for 2 groups"):
         _ = Bars("b", ["x", "y"], {"s": [1.0]}).svg
