@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 from transformers import GenerationConfig
 
+from align import prefix
 from align.config import GenerateSettings
 from align.models.lmm import Lmm, embed, image_features, is_llava, move, unwrap, vision_features
 from align.render import ImageInput, Renderer
@@ -70,7 +71,8 @@ def generate(
 ) -> list[Response] | list[list[Response]]:
     """Answer every (messages, image) item; ``num_return`` > 1 gives that many samples an item, as a list.
 
-    Temperature 0 is greedy. Batches are sorted by length and the order is restored. The same seed, items and
+    Temperature 0 is greedy; what the questions about one picture begin with is then read once for all of
+    them (``align.prefix``). Batches are sorted by length and the order is restored. The same seed, items and
     settings give the same answers; torch's random state, the model's mode and the tokenizer are left as they
     were.
     """
@@ -78,6 +80,8 @@ def generate(
         raise ValueError(
             f"num_return {num_return} at temperature 0 gives equal answers; raise the temperature"
         )
+    if settings.temperature == 0 and prefix.is_shared(lmm, items):
+        return _shared(lmm, renderer, items, settings, progress)
     lengths = renderer.prompt_lengths(items)
     order = sorted(range(len(items)), key=lambda i: (-lengths[i], i))
     chunk = max(1, settings.batch_size // num_return)
@@ -95,6 +99,25 @@ def generate(
                 Response(text=text, model=lmm.name, complete=bool(out.complete[j]))
             )
     return answers if num_return > 1 else [a[0] for a in answers]
+
+
+def _shared(
+    lmm: Lmm,
+    renderer: Renderer,
+    items: Sequence[Item],
+    settings: GenerateSettings,
+    progress: Progress | None,
+) -> list[Response]:
+    encoded = _encode_once(lmm, renderer, items)
+    with _inference(lmm.model):
+        answers = prefix.answer(
+            lmm, renderer, encoded, _end_ids(lmm, renderer), max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size, progress=progress,
+        )  # fmt: skip
+    return [
+        Response(text=renderer.decode(tokens), model=lmm.name, complete=complete)
+        for tokens, complete in answers
+    ]
 
 
 @torch.no_grad()

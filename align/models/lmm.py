@@ -311,17 +311,20 @@ def logprobs_of(
     """Score ``targets`` (B, R) from the hidden states (B, R, H) that predict them; see ``token_logprobs``."""
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; log-probabilities need a positive one")
-    base = unwrap(model)
-    logits = base.get_output_embeddings()(hidden).float()
-    cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-    if cap:
-        logits = torch.tanh(logits / cap) * cap
-    logits = logits / temperature
+    logits = next_logits(model, hidden) / temperature
     norm = logits.logsumexp(-1)
     chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - norm
     if not with_entropy:
         return chosen, None
     return chosen, norm - (torch.softmax(logits, -1) * logits).sum(-1)
+
+
+def next_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits (..., V) in float32 of the tokens that follow hidden states (..., H)."""
+    base = unwrap(model)
+    logits = base.get_output_embeddings()(hidden).float()
+    cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
 
 
 class ScalarHead(nn.Module):

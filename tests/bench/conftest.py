@@ -22,9 +22,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def base(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An open_clip ViT (patch 16, 96 px) under a Llama, both of width 128 with 4 layers of 4 heads."""
+def build_base(world: Path, folder: Path, pixels: int, patch: int) -> Path:
+    """An open_clip ViT under a Llama, both of width 128 with 4 layers of 4 heads; random weights."""
     import torch
     from transformers import LlamaConfig
 
@@ -37,7 +36,7 @@ def base(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     examples = read_records(world / "sft.jsonl", "example")
     corpus = [m.content for e in examples if isinstance(e, Example) for m in e.messages]
     tokenizer = train_tokenizer(corpus, VOCABULARY)
-    shape = {"layers": 4, "width": 128, "head_width": 32, "patch_size": 16, "image_size": SIDE}
+    shape = {"layers": 4, "width": 128, "head_width": 32, "patch_size": patch, "image_size": pixels}
     text = LlamaConfig(
         hidden_size=128,
         intermediate_size=352,
@@ -49,8 +48,14 @@ def base(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(0)
     vision = OpenClipVisionConfig(shape, embed_dim=128)
-    model, processor = build_llava(vision, text, tokenizer, image_size=SIDE)
-    return save(model, processor, tmp_path_factory.mktemp("base") / "model")
+    model, processor = build_llava(vision, text, tokenizer, image_size=pixels)
+    return save(model, processor, folder)
+
+
+@pytest.fixture(scope="session")
+def base(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``build_base`` of the world's pictures: 96 px, patch 16."""
+    return build_base(world, tmp_path_factory.mktemp("base") / "model", SIDE, 16)
 
 
 @pytest.fixture(scope="session")
