@@ -323,6 +323,8 @@ class EvalSettings(BenchmarkSettings):
     model: ModelSettings
     #: further temperatures at which the describe prompts are answered, beside generate.temperature
     describe_temperatures: list[float] = []
+    #: how yes/no questions are answered: generated, or the likelier of the two as the first token
+    yes_no: Literal["generate", "next_token"] = "generate"
     generate: GenerateSettings = GenerateSettings(max_new_tokens=128, temperature=0.0)
 
 

@@ -110,7 +110,7 @@ def pope_sections(title: str, found: Found) -> list[Section]:
         _, f1, yes = splits["overall"]
         rows.append([name, None, f1 / 100, None, yes / 100])
     columns = ["model", "n", "F1 (official)", "F1 (strict)", "yes-rate (official)"]
-    note = f'F1: mean of the splits\'; positive class "yes". {_GREY.format("Table H.2")}'
+    note = f'F1: mean of the splits\'; positive class "yes". {_GREY.format("Table H.2")}{_next_token(found)}'
     sections: list[Section] = [
         Table(f"{title}: all splits", columns, rows, note, frozenset(range(ours, len(rows))))
     ]
@@ -120,6 +120,7 @@ def pope_sections(title: str, found: Found) -> list[Section]:
 
 def _pope_split(title: str, split: str, found: Found) -> Table:
     figures = ("accuracy", "precision", "recall", "f1", "yes_ratio")
+    scored = any("next_token" in one for one in found.values())
     rows: list[list[Cell]] = []
     notes = {}
     for name, one in found.items():
@@ -127,16 +128,18 @@ def _pope_split(title: str, split: str, found: Found) -> Table:
             continue
         of = one["splits"][split]
         for rule in RULES:
-            cells = (figure(of, rule, key) for key in figures)
-            rows.append([name, rule, of["n"], *cells, of[rule]["counts"]["unparsed"]])
+            cells = [figure(of, rule, key) for key in figures]
+            ranked = [figure(one, "next_token", split, "auroc")] if scored else []
+            rows.append([name, rule, of["n"], *cells, *ranked, of[rule]["counts"]["unparsed"]])
         notes[name] = pope_provenance(of)
     ours = len(rows)
     for name, splits in published.POPE.items():
         if split in splits:
             accuracy, f1, yes = splits[split]
             known = (accuracy and accuracy / 100, None, None, f1 / 100, yes / 100)
-            rows.append([name, "official", None, *known, None])
-    columns = ["model", "rule", "n", "accuracy", "precision", "recall", "F1", "yes-rate", "unparsed"]
+            rows.append([name, "official", None, *known, *[None] * (2 if scored else 1)])
+    auroc = ["AUROC"] if scored else []
+    columns = ["model", "rule", "n", "accuracy", "precision", "recall", "F1", "yes-rate", *auroc, "unparsed"]
     return Table(f"{title}: {split}", columns, rows, _note(notes), frozenset(range(ours, len(rows))))
 
 
@@ -209,20 +212,25 @@ def amber_sections(title: str, found: Found) -> list[Section]:
             ]
             columns = ["model", "rule", "n", "CHAIR, %", "Cover, %", "Hal, %", "Cog, %"]
         else:
-            rows = [row for name, one in halves.items() for row in _amber_groups(name, one[half])]
+            scored = any("next_token" in one for one in halves.values())
+            rows = [row for name, one in halves.items() for row in _amber_groups(name, one, scored)]
             columns = ["model", "questions", "rule", "n", "accuracy, %", "precision, %", "recall, %", "F1, %",
-                       "unparsed"]  # fmt: skip
-        sections.append(Table(f"{title}: {half}", columns, rows, _note(_told(halves)), digits=1))
+                       *(["AUROC, %"] if scored else []), "unparsed"]  # fmt: skip
+        note = _note(_told(halves)) + (_next_token(halves) if half == "discriminative" else "")
+        sections.append(Table(f"{title}: {half}", columns, rows, note, digits=1))
     return sections
 
 
-def _amber_groups(name: str, found: Mapping[str, Any]) -> Iterator[list[Cell]]:
+def _amber_groups(name: str, one: Mapping[str, Any], scored: bool) -> Iterator[list[Cell]]:
+    found = one["discriminative"]
     groups = [key for key, one in found["official"].items() if isinstance(one, Mapping)]
     for group in groups:
         for rule in RULES:
             cells = [figure(found, rule, group, key) for key in ("accuracy", "precision", "recall", "f1")]
             n = cells[0].n if isinstance(cells[0], Interval) else None
-            yield [name, group, rule, n, *cells, found[rule]["unparsed"] if group == "all" else None]
+            ranked = [_scaled(figure(one, "next_token", group, "auroc"), 100.0)] if scored else []
+            unparsed = found[rule]["unparsed"] if group == "all" else None
+            yield [name, group, rule, n, *cells, *ranked, unparsed]
 
 
 def llava_bench_sections(title: str, found: Found) -> list[Section]:
@@ -337,6 +345,14 @@ def _note(told: Mapping[str, str]) -> str:
     if len(set(told.values())) == 1:
         return next(iter(told.values()))
     return " ".join(f"{name}: {text}" for name, text in told.items())
+
+
+def _next_token(found: Found) -> str:
+    """Says of which models the answers were not generated; empty where all were."""
+    names = [name for name, one in found.items() if "next_token" in one]
+    whose = f" of {', '.join(names)}" if len(names) < len(found) else ""
+    told = f" Answers{whose}: the likelier of yes and no as the first token, not generated."
+    return told if names else ""
 
 
 def pope_provenance(split: Mapping[str, Any]) -> str:

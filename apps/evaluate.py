@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from align.models.lmm import load as load_lmm
 from align.pictures import encode_pictures, open_pictures
 from align.render import Renderer
 from align.schedule import step_seed
+from align.yes_no import probabilities
 from apps.benchmarks import benchmarks_of, check_pictures
 from apps.eval_gallery import galleries
 from apps.eval_page import page_of
@@ -29,7 +31,7 @@ from evals.journal import Journal
 from evals.mmhal import MmhalBenchmark
 from evals.objects import ObjectBenchmark
 from evals.report import write_report
-from evals.runner import Benchmark, EvalItem
+from evals.runner import Benchmark, EvalItem, YesNo, ranked
 from evals.runner import run as run_benchmarks
 
 log = logging.getLogger(__name__)
@@ -86,18 +88,36 @@ def measure(
     for temperature in dict.fromkeys([main, *settings.describe_temperatures]):
         how = settings.generate.model_copy(update={"temperature": temperature})
         asked = [b for b in benchmarks if temperature == main or isinstance(b, ObjectBenchmark)]
-        size = how.batch_size * 4
-        found = run_benchmarks(
-            asked,
-            Answerer(lmm, renderer, how, settings.images, settings.seed, asked, size),
-            folder / f"t{temperature:g}",
-            model=model,
-            settings={"generate": how.model_dump(), "seed": settings.seed},
-            chunk=size,
-        )
+        part = folder / f"t{temperature:g}"
+        wanted: dict[str, Any] = {"generate": how.model_dump(), "seed": settings.seed}
+        p_yes = None
+        if settings.yes_no == "next_token":
+            wanted["yes_no"], p_yes = settings.yes_no, Journal(part / "probabilities.jsonl")
+        answerer = Answerer(lmm, renderer, how, settings.images, settings.seed, asked, p_yes)
+        found = run_benchmarks(asked, answerer, part, model=model, settings=wanted, chunk=answerer.size)[
+            "benchmarks"
+        ]
+        for benchmark in asked if p_yes is not None else ():
+            if isinstance(benchmark, YesNo) and benchmark.yes_no:
+                found[benchmark.name]["next_token"] = ranked(benchmark, of_benchmark(p_yes, benchmark.name))
         suffix = "" if temperature == main else f"@{temperature:g}"
-        results |= {name + suffix: figures for name, figures in found["benchmarks"].items()}
+        results |= {name + suffix: figures for name, figures in found.items()}
     return results
+
+
+def of_benchmark(journal: Journal | None, name: str) -> dict[str, float]:
+    """P(yes) of a benchmark's questions by id."""
+    rows = journal.rows if journal is not None else []
+    return {row["id"]: row["p_yes"] for row in rows if row["benchmark"] == name}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Items that are answered together."""
+
+    items: list[EvalItem]
+    #: the benchmark, where the first token's probabilities answer them
+    by_token: str | None = None
 
 
 class Answerer:
@@ -106,6 +126,8 @@ class Answerer:
     A sampled answer depends on the batch in which it is drawn. So the benchmarks' items are cut into fixed
     chunks, each with a seed of its own, and a chunk is always answered as a whole: a resumed run gives the
     answers of an unbroken one, wherever it was cut. Each picture of a chunk is opened and encoded once.
+
+    With ``p_yes`` yes/no answers are not generated: P(yes) goes there, and the likelier is the answer.
     """
 
     def __init__(
@@ -116,20 +138,31 @@ class Answerer:
         images: str | None,
         seed: int,
         benchmarks: Sequence[Benchmark],
-        size: int,
+        p_yes: Journal | None = None,
     ) -> None:
         self.lmm, self.renderer, self.how, self.images, self.seed = lmm, renderer, how, images, seed
-        self._chunks: list[list[EvalItem]] = []
+        self.p_yes = p_yes
+        #: items of a chunk
+        self.size = how.batch_size * 4
+        self._chunks: list[Chunk] = []
         #: (id, question) -> its chunk
         self._place: dict[tuple[str, str], int] = {}
         for benchmark in benchmarks:
-            items = benchmark.items
-            for start in range(0, len(items), size):
-                chunk = items[start : start + size]
-                self._place |= {(item.id, item.question): len(self._chunks) for item in chunk}
-                self._chunks.append(chunk)
+            for items, by_token in self._parts(benchmark):
+                for start in range(0, len(items), self.size):
+                    chunk = Chunk(items[start : start + self.size], by_token)
+                    self._place |= {(item.id, item.question): len(self._chunks) for item in chunk.items}
+                    self._chunks.append(chunk)
         #: the chunk answered last
         self._last: tuple[int, dict[str, str]] = (-1, {})
+
+    def _parts(self, benchmark: Benchmark) -> list[tuple[list[EvalItem], str | None]]:
+        items = benchmark.items
+        if self.p_yes is None or not isinstance(benchmark, YesNo):
+            return [(items, None)]
+        ids = {name for group in benchmark.yes_no.values() for name, _, _ in group}
+        asked = [item for item in items if item.id in ids]
+        return [([item for item in items if item.id not in ids], None), (asked, benchmark.name)]
 
     def __call__(self, items: list[EvalItem]) -> dict[str, str]:
         answers = {}
@@ -140,13 +173,21 @@ class Answerer:
             answers[item.id] = self._last[1][item.id]
         return answers
 
-    def answer(self, chunk: list[EvalItem]) -> dict[str, str]:
+    def answer(self, chunk: Chunk) -> dict[str, str]:
         """Responses to one whole chunk by id."""
-        pictures = open_pictures([item.image for item in chunk], self.images, [item.id for item in chunk])
+        items = chunk.items
+        pictures = open_pictures([item.image for item in items], self.images, [item.id for item in items])
         encoded = encode_pictures(self.lmm, self.renderer, pictures)
         asked: list[Item] = [
-            ([Message(role="user", content=item.question)], image) for item, image in zip(chunk, encoded)
+            ([Message(role="user", content=item.question)], image) for item, image in zip(items, encoded)
         ]
-        seed = step_seed(self.seed, "eval", chunk[0].id)
+        if chunk.by_token is not None and self.p_yes is not None:
+            found = probabilities(self.lmm, self.renderer, asked, self.how.batch_size)
+            # after a kill some may stand there already
+            known = of_benchmark(self.p_yes, chunk.by_token)
+            rows = ({"benchmark": chunk.by_token, "id": i.id, "p_yes": p} for i, p in zip(items, found))
+            self.p_yes.add(row for row in rows if row["id"] not in known)
+            return {i.id: "Yes" if p > 0.5 else "No" for i, p in zip(items, found)}
+        seed = step_seed(self.seed, "eval", items[0].id)
         answers = generate(self.lmm, self.renderer, asked, self.how, seed=seed)
-        return {i.id: a.text for i, a in zip(chunk, answers, strict=True) if isinstance(a, Response)}
+        return {i.id: a.text for i, a in zip(items, answers, strict=True) if isinstance(a, Response)}

@@ -224,6 +224,16 @@ class AmberBenchmark:
                 verdicts += self._of_answers(asked, said, responses, rule)
         return Scored(result, verdicts)
 
+    @property
+    def yes_no(self) -> dict[str, list[tuple[str, str, str]]]:
+        """Group -> (id, image, right answer) of its yes/no questions."""
+        found: dict[str, list[tuple[str, str, str]]] = {}
+        for group, kinds in GROUPS.items():
+            for q in self.questions:
+                if q.label is not None and q.type in kinds:
+                    found.setdefault(group, []).append((str(q.id), q.image, q.label))
+        return found
+
     def read(self, responses: Mapping[str, str], rule: str) -> list[Named]:
         """Every description read by a rule, in the questions' order."""
         found = []

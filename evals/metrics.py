@@ -124,6 +124,57 @@ def bootstrap(
     return Interval(value, float(low), float(high), len(table))
 
 
+def auroc(
+    scores: ArrayLike,
+    positive: ArrayLike,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    n_boot: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Area under the ROC curve: how often a positive's score is above a negative's, ties counting half.
+
+    Undefined (NaN) without positives or negatives. Intervals as in ``bootstrap``, items (or clusters) by
+    multinomial weights. Raises ValueError for lists of different lengths.
+    """
+    score, label = np.asarray(scores, float), np.asarray(positive, bool)
+    if score.shape != label.shape or score.ndim != 1:
+        raise ValueError(f"{score.size} scores for {label.size} labels; give one label for each score")
+    names = list(range(len(score))) if clusters is None else list(clusters)
+    if len(names) != len(score):
+        raise ValueError(f"{len(names)} clusters for {len(score)} scores; give one for each")
+    places = {name: k for k, name in enumerate(dict.fromkeys(names))}
+    of = np.array([places[name] for name in names], dtype=int)
+    # runs of equal scores, from the lowest up
+    _, level_of = np.unique(score, return_inverse=True)
+
+    def area(weights: Floats) -> Floats:
+        wins = np.zeros(len(weights))
+        both = np.zeros((len(weights), int(level_of.max(initial=-1)) + 1, 2))
+        for column, chosen in enumerate((~label, label)):
+            np.add.at(both[:, :, column].T, level_of[chosen], weights[:, chosen].T)
+        below = np.cumsum(both[:, :, 0], axis=1) - both[:, :, 0]
+        wins = (both[:, :, 1] * (below + both[:, :, 0] / 2)).sum(axis=1)
+        return divide(wins, both[:, :, 0].sum(axis=1) * both[:, :, 1].sum(axis=1))
+
+    value = float(area(np.ones((1, len(score))))[0])
+    if not math.isfinite(value):
+        return Interval(math.nan, math.nan, math.nan, len(score))
+    rng = np.random.default_rng(seed)
+    share = np.full(len(places), 1 / len(places))
+    # in parts: a weight for every item of every resample at once would take gigabytes on a large set
+    size = max(1, 4_000_000 // len(score))
+    drawn = np.concatenate([
+        area(rng.multinomial(len(places), share, size=min(size, n_boot - start))[:, of].astype(float))
+        for start in range(0, n_boot, size)
+    ])  # fmt: skip
+    drawn = drawn[np.isfinite(drawn)]
+    tail = 50 * (1 - level)
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return Interval(value, float(low), float(high), len(score))
+
+
 def paired_difference(
     columns_a: ArrayLike,
     columns_b: ArrayLike,

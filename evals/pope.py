@@ -145,6 +145,11 @@ class PopeBenchmark:
             verdicts += self._verdicts(responses, rule)
         return Scored({"overall": overall, "splits": splits}, verdicts)
 
+    @property
+    def yes_no(self) -> dict[str, list[tuple[str, str, str]]]:
+        """Split -> (id, image, right answer) of its questions."""
+        return {s.name: [(s.id_of(item), item.image, item.label) for item in s.items] for s in self.splits}
+
     def compare(
         self, responses_a: Mapping[str, str], responses_b: Mapping[str, str], rule: str = "official"
     ) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from data.jsonl import DataError, write_json, write_records
 from data.schema import Image, Verdict
+from evals import metrics
 from evals.journal import Journal, content_hash
 
 
@@ -55,6 +56,38 @@ class Benchmark(Protocol):
     def only(self, ids: Container[str]) -> Benchmark:
         """The same with these items alone, under the whole one's name and hash."""
         ...
+
+
+@runtime_checkable
+class YesNo(Protocol):
+    """A benchmark (or a part of one) whose questions want a yes or a no."""
+
+    @property
+    def yes_no(self) -> dict[str, list[tuple[str, str, str]]]:
+        """Group -> (id, image, right answer "yes" or "no")."""
+        ...
+
+    @property
+    def n_boot(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def ranked(benchmark: YesNo, p_yes: Mapping[str, float]) -> dict[str, Any]:
+    """AUROC of P(yes) in each group of questions, images resampled; it needs no threshold."""
+    return {
+        group: {
+            "auroc": metrics.auroc(
+                [p_yes[name] for name, _, _ in asked],
+                [label == "yes" for _, _, label in asked],
+                clusters=[image for _, image, _ in asked],
+                n_boot=benchmark.n_boot,
+                seed=benchmark.seed,
+            ).as_dict()
+        }
+        for group, asked in benchmark.yes_no.items()
+    }
 
 
 def check_ids(what: str, wanted: Iterable[str], given: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,8 +191,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     real = evaluate.Answerer.answer
     asked: list[int] = []
 
-    def answer(self: evaluate.Answerer, chunk: list[Any]) -> dict[str, str]:
-        asked.append(len(chunk))
+    def answer(self: evaluate.Answerer, chunk: evaluate.Chunk) -> dict[str, str]:
+        asked.append(len(chunk.items))
         if len(asked) == kill_at:
             raise Killed
         return real(self, chunk)
@@ -223,6 +224,46 @@ def test_a_chunk_cut_in_the_middle_is_drawn_again_as_a_whole(
     evaluate.run(settings(base, world, run, resume=True))
     assert responses(run, "t0.7") == responses(evaluated, "t0.7")
     assert (run / "results.json").read_bytes() == (evaluated / "results.json").read_bytes()
+
+
+def test_yes_no_by_the_first_token_resumes_too(
+    base: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = {k: v for k, v in benchmark_files(world).items() if k != "describe"}
+    how = {"benchmarks": only, "yes_no": "next_token", "describe_temperatures": []}
+    whole = evaluate.run(settings(base, world, tmp_path / "whole", **how))
+    found = read_json(whole / "results.json")["benchmarks"]
+    rows = [json.loads(line) for line in (whole / "t0/probabilities.jsonl").read_text().splitlines()]
+    assert len(rows) == 36 and {row["benchmark"] for row in rows} == {"pope"}
+    said = responses(whole, "t0")
+    p_yes = {row["id"]: row["p_yes"] for row in rows}
+    assert all(0 < p < 1 for p in p_yes.values())
+    assert {said[f"pope {name}"] for name in p_yes} <= {"Yes", "No"}
+    assert all((said[f"pope {name}"] == "Yes") == (p > 0.5) for name, p in p_yes.items())
+    # MMHal's are generated as ever, and POPE's AUROC is of the labels
+    assert len([name for name in said if name.startswith("mmhal")]) == 12
+    labels = [json.loads(line) for line in Path(only["pope_random"]).read_text().splitlines()]
+    positive = [p_yes[f"random/{row['question_id']}"] for row in labels if row["label"] == "yes"]
+    negative = [p_yes[f"random/{row['question_id']}"] for row in labels if row["label"] == "no"]
+    wins = sum((p > n) + (p == n) / 2 for p in positive for n in negative)
+    auroc = found["pope"]["next_token"]["random"]["auroc"]
+    assert auroc["value"] == pytest.approx(wins / len(positive) / len(negative))
+    page = (whole / "report.html").read_text()
+    assert "AUROC" in page and "the likelier of yes and no as the first token, not generated" in page
+    # killed in a chunk, after its probabilities and three of its answers were written
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for name in ("DONE", "results.json", "t0/results.json"):
+        (run / name).unlink()
+    for name, keep in (("responses", 11), ("probabilities", 16)):
+        journal = run / f"t0/{name}.jsonl"
+        journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:keep]))
+    again = settings(base, world, run, **how, resume=True)
+    # the folder names another output than its own settings, which is all that differs
+    copied = (whole / "settings.yaml").read_text().replace(str(whole), str(run))
+    (run / "settings.yaml").write_text(copied)
+    evaluate.run(again)
+    assert files(run) == files(whole)
 
 
 def test_sampled_answers_follow_the_seed(base: Path, world: Path, evaluated: Path, tmp_path: Path) -> None:

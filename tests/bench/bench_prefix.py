@@ -1,4 +1,4 @@
-"""POPE-like questions, six a picture, on LLaVA's token shape: one by one, batched, and with shared prefixes."""
+"""POPE-like questions, six a picture, on LLaVA's token shape: one by one, batched, and prefixes shared."""
 
 from __future__ import annotations
 

@@ -240,3 +240,31 @@ def test_quantiles_are_students() -> None:
     stats = pytest.importorskip("scipy.stats")
     for degrees in (1, 2, 7, 15, 16, 17, 30, 200):
         assert t95(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), abs=1e-4)
+
+
+def test_auroc_is_scikit_learn_s_and_its_interval_that_of_resampled_images() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    images = np.repeat(np.arange(60), 4)
+    label = rng.random(240) < 0.5
+    # an image's answers hang together; rounding makes ties
+    score = np.round(label * 0.6 + rng.normal(size=60)[images] + rng.normal(size=240) * 0.5, 1)
+    found = metrics.auroc(score, label, clusters=list(images), n_boot=2000)
+    assert found.value == pytest.approx(roc_auc_score(label, score)) and found.n == 240
+    drawn = []
+    for _ in range(2000):
+        rows = np.concatenate([np.flatnonzero(images == k) for k in rng.integers(0, 60, 60)])
+        drawn.append(roc_auc_score(label[rows], score[rows]))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.008), pytest.approx(high, abs=0.008))
+    # in one go or in parts
+    assert metrics.auroc([1, 2, 2], [False, True, False]).value == 0.75
+
+
+def test_auroc_without_one_of_the_kinds_is_undefined() -> None:
+    assert math.isnan(metrics.auroc([0.1, 0.2], [True, True]).value)
+    with pytest.raises(ValueError, match="2 scores for"):
+        metrics.auroc([0.1, 0.2], [True])
+    with pytest.raises(ValueError, match="1 clusters for 2 scores"):
+        metrics.auroc([0.1, 0.2], [True, False], clusters=["a"])
