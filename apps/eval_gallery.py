@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from PIL import Image as Pil
 
@@ -28,22 +29,42 @@ KINDS = ("models differ", "wrong or hallucinated", "right", "not judged")
 _YES = re.compile(r"\byes\b", re.IGNORECASE)
 
 
-def galleries(runs: Sequence[Run], pictures: int = 12) -> list[Gallery]:
-    """One gallery of the runs, named by their models: ``pictures`` items of each benchmark, or none at all.
+@dataclass(frozen=True)
+class Shown:
+    """One benchmark that models have answered."""
+
+    key: str
+    benchmark: Benchmark
+    #: model -> what it answered
+    parts: Mapping[str, Part]
+    #: the image root
+    root: str | None
+
+
+def shown_of(runs: Sequence[Run]) -> Iterator[Shown]:
+    """Everything that the runs answered, named by their models.
 
     Raises:
         DataError: a file of a benchmark is gone, or has changed since it was asked.
     """
-    items: list[GalleryItem] = []
     seen: set[str] = set()
-    for run in runs if pictures else ():
+    for run in runs:
         for key, suffix, benchmark in answered(run):
             if key not in seen:
                 seen.add(key)
                 parts = {r.name: r.parts[suffix] for r in runs if suffix in r.parts}
                 said = {name: part for name, part in parts.items() if benchmark.name in part.responses}
-                for name, half in halves(key, benchmark):
-                    items += items_of(name, half, said, run.settings.images, pictures)
+                yield Shown(key, benchmark, said, run.settings.images)
+
+
+def galleries(shown: Iterable[Shown], pictures: int = 12) -> list[Gallery]:
+    """One gallery with ``pictures`` items of each benchmark, or none at all."""
+    items = [
+        item
+        for one in (shown if pictures else ())
+        for key, half in halves(one.key, one.benchmark)
+        for item in items_of(key, half, one.parts, one.root, pictures)
+    ]
     if not items:
         return []
     note = (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from apps.eval_gallery import galleries
+from apps.eval_gallery import galleries, shown_of
 from apps.eval_page import page_of, sections_of
 from apps.eval_runs import Run, check_version, read_run
 from data.jsonl import DataError, write_json, write_text
@@ -28,7 +28,7 @@ def run(folders: Sequence[str], output: Path, pictures: int = 12) -> Path:
     write_json(output / "results.json", {"models": models})
     tables = [section for section in sections_of(models) if isinstance(section, Table)]
     write_text(output / "report.md", "\n".join(map(as_markdown, tables)))
-    write_report(output / "report.html", page_of(models, galleries(runs, pictures)))
+    write_report(output / "report.html", page_of(models, galleries(shown_of(runs), pictures)))
     return output
 
 

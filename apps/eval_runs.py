@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,14 +68,20 @@ def read_run(folder: Path) -> Run:
 
 
 def _part(folder: Path) -> Part:
-    part = Part()
+    responses: dict[str, dict[str, str]] = {}
     for line in read_text(folder / "responses.jsonl").splitlines():
         row = json.loads(line)
-        part.responses.setdefault(row["benchmark"], {})[row["id"]] = row["response"]
-    for verdict in read_records(folder / "verdicts.jsonl", "verdict", strict=True):
-        if isinstance(verdict, Verdict):
-            part.verdicts.setdefault(verdict.judge, {})[verdict.id, verdict.question] = verdict
-    return part
+        responses.setdefault(row["benchmark"], {})[row["id"]] = row["response"]
+    records = read_records(folder / "verdicts.jsonl", "verdict", strict=True)
+    return Part(responses, by_judge(v for v in records if isinstance(v, Verdict)))
+
+
+def by_judge(verdicts: Iterable[Verdict]) -> dict[str, dict[tuple[str, str], Verdict]]:
+    """Judge -> (id, question) -> verdict."""
+    found: dict[str, dict[tuple[str, str], Verdict]] = {}
+    for verdict in verdicts:
+        found.setdefault(verdict.judge, {})[verdict.id, verdict.question] = verdict
+    return found
 
 
 def answered(run: Run) -> Iterator[tuple[str, str, Benchmark]]:

@@ -20,7 +20,7 @@ from align.render import Renderer
 from align.schedule import step_seed
 from align.yes_no import probabilities
 from apps.benchmarks import benchmarks_of, check_pictures
-from apps.eval_gallery import galleries
+from apps.eval_gallery import galleries, shown_of
 from apps.eval_page import page_of
 from apps.eval_runs import read_run
 from data.formats.mmhal import write as write_mmhal
@@ -59,7 +59,7 @@ def run(settings: EvalSettings) -> Path:
         found = measure(settings, benchmarks, run_dir.path, model)
         hand_out(benchmarks, run_dir.path, settings.generate.temperature)
         write_json(run_dir.path / "results.json", {"model": model, "benchmarks": found})
-        shown = galleries([read_run(run_dir.path)])
+        shown = galleries(shown_of([read_run(run_dir.path)]))
         write_report(run_dir.path / "report.html", page_of({model: found}, shown))
         run_dir.done()
     return run_dir.path

@@ -12,9 +12,9 @@ import yaml
 
 from align.config import ScoreSettings
 from apps.benchmarks import benchmarks_of
-from apps.eval_gallery import galleries
+from apps.eval_gallery import Shown, galleries
 from apps.eval_page import page_of
-from apps.eval_runs import read_run
+from apps.eval_runs import Part, by_judge
 from data.jsonl import DataError, read_rows, write_json, write_records, write_rows, write_text
 from data.processes import sole_writer
 from data.schema import Verdict
@@ -49,12 +49,15 @@ def run(settings: ScoreSettings) -> Path:
         results: dict[str, Any] = {}
         verdicts: list[Verdict] = []
         responses: list[dict[str, str]] = []
+        shown: list[Shown] = []
         for benchmark in benchmarks:
             benchmark, found = answers_to(settings, benchmark, files[benchmark.name])
             told(benchmark.name, found)
             scored = answer_files.score(benchmark, found)
             results[benchmark.name] = scored.result
             verdicts += scored.verdicts
+            part = Part({benchmark.name: dict(found.texts)}, by_judge(scored.verdicts))
+            shown.append(Shown(benchmark.name, benchmark, {settings.name: part}, settings.images))
             responses += [
                 row_of(benchmark.name, i, found.texts[i.id]) for i in benchmark.items if i.id in found.texts
             ]
@@ -65,8 +68,7 @@ def run(settings: ScoreSettings) -> Path:
         write_rows(output / "responses.jsonl", responses)
         write_records(output / "verdicts.jsonl", verdicts)
         write_json(output / "results.json", whole)
-        shown = galleries([read_run(output)])
-        write_report(output / "report.html", page_of({settings.name: results}, shown))
+        write_report(output / "report.html", page_of({settings.name: results}, galleries(shown)))
     return output
 
 

@@ -286,15 +286,18 @@ class AmberBenchmark:
         options: dict[str, Any] = {"clusters": images, "n_boot": self.n_boot, "seed": self.seed}
         return metrics.paired_difference(a, b, figure, **options).as_dict()
 
-    def _interval(self, table: metrics.Floats, of: metrics.Statistic, images: list[str]) -> metrics.Interval:
-        return metrics.bootstrap(table, of, clusters=images, n_boot=self.n_boot, seed=self.seed)
+    def _intervals(
+        self, table: metrics.Floats, of: Mapping[str, metrics.Statistic], images: list[str]
+    ) -> dict[str, metrics.Interval]:
+        return metrics.bootstraps(table, of, clusters=images, n_boot=self.n_boot, seed=self.seed)
 
     def _generative(self, items: Sequence[AmberItem], read_: Sequence[Named], rule: str) -> dict[str, Any]:
         table, images = _described(read_), [item.image for item in items]
         epsilon = EPSILON * (rule == "official")
         found: dict[str, Any] = {}
-        for name in _FIGURES:
-            interval = self._interval(table, generative_figure(name, epsilon), images).as_dict()
+        figures = {name: generative_figure(name, epsilon) for name in _FIGURES}
+        for name, one in self._intervals(table, figures, images).items():
+            interval = one.as_dict()
             if rule == "official" and interval["value"] is not None:
                 interval["value"] = round(interval["value"], 1)
             found[name] = interval
@@ -310,10 +313,11 @@ class AmberBenchmark:
             if not rows:
                 continue
             images = [items[k].image for k in rows]
+            names = ("accuracy", "precision", "recall", "f1")
+            of = {name: discriminative_figure(name, group, rule == "official") for name in names}
             figures: dict[str, Any] = {}
-            for name in ("accuracy", "precision", "recall", "f1"):
-                figure = discriminative_figure(name, group, rule == "official")
-                interval = self._interval(table[rows], figure, images).as_dict()
+            for name, one in self._intervals(table[rows], of, images).items():
+                interval = one.as_dict()
                 if rule == "official" and interval["value"] is not None:
                     interval["value"] = round(interval["value"], 1)
                 figures[name] = interval

@@ -8,7 +8,7 @@ their columns, apply the function. Seeds make every interval reproducible.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,21 +107,40 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """The statistic of the column sums, with its percentile interval.
+    """The statistic of the column sums, with its percentile interval; see ``bootstraps``."""
+    of = {"": statistic}
+    return bootstraps(columns, of, clusters=clusters, n_boot=n_boot, seed=seed, level=level)[""]
+
+
+def bootstraps(
+    columns: ArrayLike,
+    statistics: Mapping[str, Statistic],
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    n_boot: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Statistics of the column sums, each with its percentile interval from the same resamples.
 
     ``columns`` is (items, k). Items are resampled, or with ``clusters`` (one name an item, e.g. its
     image) whole clusters, because answers about one image are not independent. Resamples in which the
     statistic is undefined are left out. Raises ValueError for no items or a wrong number of clusters.
     """
     table = _columns(columns)
-    value = float(statistic(table.sum(axis=0)))
-    drawn = statistic(resampled_sums(_by_cluster(table, clusters), n_boot, seed))
-    drawn = drawn[np.isfinite(drawn)]
-    if not math.isfinite(value) or not len(drawn):
-        return Interval(value, math.nan, math.nan, len(table))
-    tail = 50 * (1 - level)
-    low, high = np.percentile(drawn, [tail, 100 - tail])
-    return Interval(value, float(low), float(high), len(table))
+    sums = resampled_sums(_by_cluster(table, clusters), n_boot, seed)
+
+    def interval(statistic: Statistic) -> Interval:
+        value = float(statistic(table.sum(axis=0)))
+        drawn = statistic(sums)
+        drawn = drawn[np.isfinite(drawn)]
+        if not math.isfinite(value) or not len(drawn):
+            return Interval(value, math.nan, math.nan, len(table))
+        tail = 50 * (1 - level)
+        low, high = np.percentile(drawn, [tail, 100 - tail])
+        return Interval(value, float(low), float(high), len(table))
+
+    return {name: interval(statistic) for name, statistic in statistics.items()}
 
 
 def auroc(

@@ -152,7 +152,9 @@ class ObjectBenchmark:
         """
         read = self.read(responses)
         table = _table(read)
-        figures: dict[str, Any] = {name: self._interval(table, figure) for name, figure in _FIGURES.items()}
+        options: dict[str, Any] = {"clusters": self._images(), "n_boot": self.n_boot, "seed": self.seed}
+        found = metrics.bootstraps(table, _FIGURES, **options)
+        figures: dict[str, Any] = {name: interval.as_dict() for name, interval in found.items()}
         head: dict[str, Any] = {"n": len(read), "vocabulary": self.vocabulary, "sha256": self.sha256}
         verdicts = [
             Verdict(
@@ -205,7 +207,3 @@ class ObjectBenchmark:
 
     def _images(self) -> list[str]:
         return [item.image.id for item in self.questions]
-
-    def _interval(self, table: metrics.Floats, figure: metrics.Statistic) -> dict[str, float | int | None]:
-        found = metrics.bootstrap(table, figure, clusters=self._images(), n_boot=self.n_boot, seed=self.seed)
-        return found.as_dict()

@@ -6,6 +6,7 @@ text does not clearly answer. A result always names the rule it used; the two ar
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Literal
@@ -30,6 +31,8 @@ def pope_official(text: str) -> YesNo:
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
+# short answers repeat by the thousand
+@functools.lru_cache(maxsize=10_000)
 def yes_no_strict(text: str) -> YesNo | None:
     """Yes or no where the text says the word, else None (unparsed, which a report counts apart).
 

@@ -6,6 +6,7 @@ differ by up to half of the accuracy on the same free-form answers. The positive
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -104,7 +105,7 @@ class PopeBenchmark:
             if not split.items:
                 raise DataError("no questions", key=f"pope/{split.name}", mend="give a file with questions")
 
-    @property
+    @functools.cached_property
     def items(self) -> list[EvalItem]:
         def image(name: str) -> Image:
             return Image(id=name, path=f"{self.prefix.rstrip('/')}/{name}" if self.prefix else name)
@@ -190,7 +191,9 @@ class PopeBenchmark:
         self, split: PopeSplit, table: metrics.Floats, responses: Mapping[str, str], rule: str
     ) -> dict[str, Any]:
         images = [item.image for item in split.items]
-        found: dict[str, Any] = {name: self._interval(table, of, images) for name, of in _FIGURES.items()}
+        options: dict[str, Any] = {"clusters": images, "n_boot": self.n_boot, "seed": self.seed}
+        intervals = metrics.bootstraps(table, _FIGURES, **options)
+        found: dict[str, Any] = {name: interval.as_dict() for name, interval in intervals.items()}
         parsed = [YES_NO_RULES[rule](responses[split.id_of(item)]) for item in split.items]
         tp, fp, fn = (int(table[:, column].sum()) for column in (_TP, _FP, _FN))
         counts = {"tp": tp, "fp": fp, "fn": fn, "unparsed": parsed.count(None)}
