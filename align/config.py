@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from align.recipe import ConfigError as ConfigError
 from align.recipe import load_recipe as load_recipe
@@ -255,11 +255,12 @@ class PpoSettings(RunSettings):
     dump_rollouts: int = Field(8, ge=0)
 
 
-class JudgeSettings(Settings):
-    """An OpenAI-compatible endpoint that rates answers (MMHal-Bench, LLaVA-Bench)."""
+class EndpointSettings(Settings):
+    """An OpenAI-compatible chat endpoint."""
 
     #: the API's root, e.g. http://localhost:8000/v1
     url: str
+    #: the name that the server knows
     model: str
     #: environment variable that holds the key
     key_env: str = "OPENAI_API_KEY"
@@ -268,17 +269,33 @@ class JudgeSettings(Settings):
     #: requests started a minute, at most
     per_minute: float | None = Field(None, gt=0)
     workers: int = Field(4, ge=1)
-    max_tokens: int = Field(1024, ge=1)
-    temperature: float = Field(0.0, ge=0)
     #: cost of a million tokens read and written, for the estimate that is shown first
     price_input: float = Field(0.0, ge=0)
     price_output: float = Field(0.0, ge=0)
-    #: a file with MMHal's judge prompt in place of our own wording
-    prompt: str | None = None
+
+
+class JudgeSettings(Settings):
+    """Who rates answers (MMHal-Bench, LLaVA-Bench): an endpoint, or a language model on this machine."""
+
+    endpoint: EndpointSettings | None = None
+    #: a checkpoint of a language model, with images or without; it reads text only
+    local: ModelSettings | None = None
+    max_tokens: int = Field(1024, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    #: prompts that a local judge reads at once
+    batch_size: int = Field(8, ge=1)
     #: how often MMHal's judge is asked the same
     repeats: int = Field(1, ge=1)
     #: where its verdicts are kept by content; default: verdict_cache.jsonl in the output
     cache: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> JudgeSettings:
+        if (self.endpoint is None) == (self.local is None):
+            raise ValueError(
+                "name one judge: judge.endpoint.url with judge.endpoint.model, or judge.local.path"
+            )
+        return self
 
 
 class ChairSettings(Settings):
@@ -312,6 +329,8 @@ class BenchmarkSettings(RunSettings):
     #: recorded verdicts of a judge (JSONL)
     verdicts: str | None = None
     judge: JudgeSettings | None = None
+    #: a file with MMHal's judge prompt in place of our own wording
+    judge_prompt: str | None = None
     chair: ChairSettings = ChairSettings()
     #: finder of AMBER's nouns: auto (spaCy's en_core_web_lg if installed), words, or a spaCy model's name
     amber_nouns: str = "auto"
@@ -320,12 +339,22 @@ class BenchmarkSettings(RunSettings):
 
 
 class EvalSettings(BenchmarkSettings):
-    model: ModelSettings
+    #: who answers: a checkpoint here or on the Hub, or a model behind an endpoint that takes images
+    model: ModelSettings | None = None
+    endpoint: EndpointSettings | None = None
     #: further temperatures at which the describe prompts are answered, beside generate.temperature
     describe_temperatures: list[float] = []
     #: how yes/no questions are answered: generated, or the likelier of the two as the first token
     yes_no: Literal["generate", "next_token"] = "generate"
     generate: GenerateSettings = GenerateSettings(max_new_tokens=128, temperature=0.0)
+
+    @model_validator(mode="after")
+    def _one(self) -> EvalSettings:
+        if (self.model is None) == (self.endpoint is None):
+            raise ValueError("name one model: model.path, or endpoint.url with endpoint.model")
+        if self.endpoint is not None and self.yes_no != "generate":
+            raise ValueError("an endpoint shows no probabilities; leave yes_no at generate")
+        return self
 
 
 class ScoreSettings(BenchmarkSettings):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from align.config import BenchmarkSettings
+from align.config import BenchmarkSettings, EndpointSettings, JudgeSettings
 from data.images import check_image
 from data.jsonl import DataError, read_records, read_text
 from data.schema import Prompt
@@ -23,6 +23,9 @@ from evals.objects import ObjectBenchmark
 from evals.pope import PopeBenchmark, read_split
 from evals.runner import Benchmark, EvalItem
 
+if TYPE_CHECKING:
+    from evals.endpoint import Endpoint
+
 
 def benchmarks_of(settings: BenchmarkSettings, scenes: Mapping[str, Scene]) -> list[Benchmark]:
     """The benchmarks that the settings name. DataError where a judge or the truth is missing."""
@@ -37,8 +40,8 @@ def benchmarks_of(settings: BenchmarkSettings, scenes: Mapping[str, Scene]) -> l
         more: dict[str, Any] = {"limit": settings.limit, "images": settings.images, **boot}
         if settings.judge is not None:
             more["repeats"] = settings.judge.repeats
-            if settings.judge.prompt is not None:
-                more["prompt"] = read_prompt(settings.judge.prompt)
+        if settings.judge_prompt is not None:
+            more["prompt"] = read_prompt(settings.judge_prompt)
         found.append(read_benchmark(path, judge, **more))
     if path := settings.benchmarks.get("describe"):
         if not scenes:
@@ -152,24 +155,44 @@ def describe_items(path: str, limit: int | None) -> tuple[EvalItem, ...]:
 def judge_of(
     settings: BenchmarkSettings, scenes: Mapping[str, Scene], *, oracle: bool = True
 ) -> Judge | None:
-    """Recorded verdicts if there are any, else the endpoint, else the world's oracle, else nobody.
+    """Recorded verdicts if there are any, else the judge named, else the world's oracle, else nobody.
 
-    What an endpoint said is kept by content, so that no answer is paid for twice.
+    What a judge said is kept by content, so that no answer is paid for twice.
     """
     if settings.verdicts:
         return read_recorded(settings.verdicts)
     if settings.judge is not None:
-        # imported here: nobody else needs a client for the web
-        from evals.endpoint import Endpoint, EndpointJudge, Price
-
-        how = settings.judge.model_dump(exclude={"prompt", "repeats", "cache", "price_input", "price_output"})
-        price = Price(settings.judge.price_input, settings.judge.price_output)
-        judge = EndpointJudge(Endpoint(**how, price=price))
         cache = settings.judge.cache or Path(settings.output) / "verdict_cache.jsonl"
-        return CachedJudge(judge, cache, chunk=4 * settings.judge.workers)
+        judge, chunk = asked_judge(settings.judge)
+        return CachedJudge(judge, cache, chunk=chunk)
     if scenes and oracle:
         return FunctionJudge("world-oracle", lambda request: oracle_says(scenes, request))
     return None
+
+
+def asked_judge(settings: JudgeSettings) -> tuple[Judge, int]:
+    """The judge that the settings name, and how many requests are worth giving it at once."""
+    if settings.local is not None:
+        # imported here: scoring needs no torch but for this
+        from apps.local_judge import LocalJudge
+
+        how = settings.local, settings.max_tokens, settings.temperature, settings.batch_size
+        return LocalJudge(*how), 4 * settings.batch_size
+    # imported here: nobody else needs a client for the web
+    from evals.endpoint import EndpointJudge
+
+    assert settings.endpoint is not None
+    endpoint = endpoint_of(settings.endpoint, settings.max_tokens, settings.temperature)
+    return EndpointJudge(endpoint), 4 * settings.endpoint.workers
+
+
+def endpoint_of(settings: EndpointSettings, max_tokens: int, temperature: float) -> Endpoint:
+    """The endpoint that the settings name."""
+    from evals.endpoint import Endpoint, Price
+
+    how = settings.model_dump(exclude={"price_input", "price_output"})
+    price = Price(settings.price_input, settings.price_output)
+    return Endpoint(**how, price=price, max_tokens=max_tokens, temperature=temperature)
 
 
 def oracle_says(scenes: Mapping[str, Scene], request: JudgeRequest) -> str:

@@ -162,6 +162,11 @@ def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
         "--dry-run", action="store_true", help="check settings and data, print the plan, stop"
     )
     parser.add_argument("--limit", type=kinds.count, metavar="N", help="use the first N records only")
+    if name in ("eval", "eval-score"):
+        words = "MMHal's judge prompt, in place of our own wording"
+        parser.add_argument("--judge-prompt", metavar="FILE", help=words)
+    if name == "eval-score":
+        parser.add_argument("--answers", metavar="FILE", help="a file of answers to all the benchmarks")
     parser.set_defaults(command=_run_stage, stage=name)
 
 
@@ -191,6 +196,9 @@ def _run_stage(args: argparse.Namespace) -> int:
         overrides.append(f"output={_quoted(args.output)}")
     if args.limit is not None:
         overrides.append(f"{stage.limit}={args.limit}")
+    for key in ("judge_prompt", "answers"):
+        if (value := getattr(args, key, None)) is not None:
+            overrides.append(f"{key}={_quoted(value)}")
     overrides += [f"{key}=true" for key in ("resume", "dry_run") if getattr(args, key)]
     settings = config.resolve(getattr(config, stage.settings), recipe, overrides)
     if settings.dry_run:
@@ -249,11 +257,12 @@ def _check_files(settings: RunSettings) -> None:
 def _paths(settings: Any) -> Iterator[tuple[str, Path]]:
     from align.config import is_hub_id
 
-    model = getattr(settings, "model", None)
-    if model is not None:
-        for key, value in (("path", model.path), *(("adapter", adapter) for adapter in model.adapters)):
-            if not is_hub_id(value):
-                yield f"model.{key}", Path(value)
+    judge = getattr(settings, "judge", None)
+    for name, model in (("model", getattr(settings, "model", None)), ("judge.local", judge and judge.local)):
+        if model is not None:
+            for key, value in (("path", model.path), *(("adapter", adapter) for adapter in model.adapters)):
+                if not is_hub_id(value):
+                    yield f"{name}.{key}", Path(value)
     for section in ("data", "eval_data"):
         data: DataSettings | None = getattr(settings, section, None)
         if data is not None:
@@ -261,15 +270,14 @@ def _paths(settings: Any) -> Iterator[tuple[str, Path]]:
             yield from ((f"{section}.path", Path(file)) for file in files)
             named = (("images", data.images), ("captions", data.captions))
             yield from ((f"{section}.{key}", Path(value)) for key, value in named if value is not None)
-    for key in ("reward_model", "reward_images", "images", "world", "verdicts"):
+    for key in ("reward_model", "reward_images", "images", "world", "verdicts", "judge_prompt"):
         if getattr(settings, key, None) is not None:
             yield key, Path(getattr(settings, key))
     for name, file in getattr(settings, "benchmarks", {}).items():
         yield f"benchmarks.{name}", Path(file)
-    for section, keys in (("judge", ("prompt",)), ("chair", ("captions", "synonyms", "images"))):
-        for key in keys:
-            if (value := getattr(getattr(settings, section, None), key, None)) is not None:
-                yield f"{section}.{key}", Path(value)
+    for key in ("captions", "synonyms", "images"):
+        if (value := getattr(getattr(settings, "chair", None), key, None)) is not None:
+            yield f"chair.{key}", Path(value)
     answers = getattr(settings, "answers", {})
     for name, file in ({"": answers} if isinstance(answers, str) else answers).items():
         yield f"answers.{name}".rstrip("."), Path(file)

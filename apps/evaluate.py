@@ -19,7 +19,7 @@ from align.pictures import encode_pictures, open_pictures
 from align.render import Renderer
 from align.schedule import step_seed
 from align.yes_no import probabilities
-from apps.benchmarks import benchmarks_of, check_pictures
+from apps.benchmarks import benchmarks_of, check_pictures, endpoint_of
 from apps.eval_gallery import galleries, shown_of
 from apps.eval_page import page_of
 from apps.eval_runs import read_run
@@ -27,6 +27,8 @@ from data.formats.mmhal import write as write_mmhal
 from data.jsonl import write_json
 from data.schema import Message, Response
 from data.world.build import read_scenes
+from evals.answers import score_partial
+from evals.endpoint import EndpointAnswerer
 from evals.journal import Journal
 from evals.mmhal import MmhalBenchmark
 from evals.objects import ObjectBenchmark
@@ -49,20 +51,34 @@ def run(settings: EvalSettings) -> Path:
     scenes = read_scenes(Path(settings.world)) if settings.world else {}
     benchmarks = benchmarks_of(settings, scenes)
     check_pictures(settings, benchmarks)
-    check_model(settings.model)
+    if settings.model is not None:
+        check_model(settings.model)
     if settings.dry_run:
         return Path(settings.output)
     with RunDir.create(settings.output, settings, "eval") as run_dir:
         if run_dir.is_done:
             return run_dir.path
-        model = settings.model.name
+        model = name_of(settings)
         found = measure(settings, benchmarks, run_dir.path, model)
         hand_out(benchmarks, run_dir.path, settings.generate.temperature)
         write_json(run_dir.path / "results.json", {"model": model, "benchmarks": found})
         shown = galleries(shown_of([read_run(run_dir.path)]))
         write_report(run_dir.path / "report.html", page_of({model: found}, shown))
-        run_dir.done()
+        missing = {name: one["answers"]["missing"]["n"] for name, one in found.items() if "answers" in one}
+        if missing:
+            told = ", ".join(f"{n} of {name}" for name, n in missing.items())
+            log.warning("answers are missing (%s): the same command with --resume asks for them again", told)
+        else:
+            run_dir.done()
     return run_dir.path
+
+
+def name_of(settings: EvalSettings) -> str:
+    """What the tables call the model."""
+    if settings.endpoint is not None:
+        return endpoint_of(settings.endpoint, 1, 0.0).name
+    assert settings.model is not None
+    return settings.model.name
 
 
 def hand_out(benchmarks: Sequence[Benchmark], folder: Path, temperature: float) -> None:
@@ -71,6 +87,9 @@ def hand_out(benchmarks: Sequence[Benchmark], folder: Path, temperature: float) 
         if isinstance(benchmark, MmhalBenchmark):
             rows = Journal(folder / f"t{temperature:g}" / "responses.jsonl").rows
             said = {row["id"]: row["response"] for row in rows if row["benchmark"] == benchmark.name}
+            if len(said) < len(benchmark.items):
+                # an endpoint left some out; the file wants all
+                continue
             path = folder / "mmhal_responses.json"
             write_mmhal(path, benchmark.answered(said))
             if benchmark.judge is None:
@@ -81,10 +100,9 @@ def measure(
     settings: EvalSettings, benchmarks: Sequence[Benchmark], folder: Path, model: str
 ) -> dict[str, Any]:
     """Figures by benchmark; "describe@0.7" are the descriptions of a further temperature."""
-    lmm = load_lmm(settings.model)
-    renderer = Renderer(lmm.processor)
+    answers: dict[str, Any] = {}
+    lmm = None if settings.model is None else load_lmm(settings.model)
     main = settings.generate.temperature
-    results: dict[str, Any] = {}
     for temperature in dict.fromkeys([main, *settings.describe_temperatures]):
         how = settings.generate.model_copy(update={"temperature": temperature})
         asked = [b for b in benchmarks if temperature == main or isinstance(b, ObjectBenchmark)]
@@ -93,16 +111,35 @@ def measure(
         p_yes = None
         if settings.yes_no == "next_token":
             wanted["yes_no"], p_yes = settings.yes_no, Journal(part / "probabilities.jsonl")
-        answerer = Answerer(lmm, renderer, how, settings.images, settings.seed, asked, p_yes)
-        found = run_benchmarks(asked, answerer, part, model=model, settings=wanted, chunk=answerer.size)[
-            "benchmarks"
-        ]
+        answerer: Answerer | EndpointAnswerer
+        if lmm is None:
+            answerer = asked_endpoint(settings, how, asked, part)
+        else:
+            renderer = Renderer(lmm.processor)
+            answerer = Answerer(lmm, renderer, how, settings.images, settings.seed, asked, p_yes)
+        partial = score_partial if lmm is None else None
+        found = run_benchmarks(
+            asked, answerer, part, model=model, settings=wanted, chunk=answerer.size, partial=partial
+        )["benchmarks"]
         for benchmark in asked if p_yes is not None else ():
             if isinstance(benchmark, YesNo) and benchmark.yes_no:
                 found[benchmark.name]["next_token"] = ranked(benchmark, of_benchmark(p_yes, benchmark.name))
         suffix = "" if temperature == main else f"@{temperature:g}"
-        results |= {name + suffix: figures for name, figures in found.items()}
-    return results
+        answers |= {name + suffix: figures for name, figures in found.items()}
+    return answers
+
+
+def asked_endpoint(
+    settings: EvalSettings, how: GenerateSettings, benchmarks: Sequence[Benchmark], folder: Path
+) -> EndpointAnswerer:
+    """The endpoint's answers; what asking for those that ``folder`` lacks may cost is said first."""
+    assert settings.endpoint is not None
+    answerer = EndpointAnswerer(
+        endpoint_of(settings.endpoint, how.max_new_tokens, how.temperature), settings.images
+    )
+    known = {(row.get("benchmark"), row.get("id")) for row in Journal(folder / "responses.jsonl").rows}
+    answerer.announce([i for b in benchmarks for i in b.items if (b.name, i.id) not in known])
+    return answerer
 
 
 def of_benchmark(journal: Journal | None, name: str) -> dict[str, float]:

@@ -137,6 +137,12 @@ def _value(row: Mapping[str, Any], keys: tuple[str, ...], what: str) -> str:
     raise DataError(f"no {what}", mend=f"give it as one of {', '.join(keys)}")
 
 
+def score_partial(benchmark: Benchmark, responses: Mapping[str, str]) -> Scored:
+    """``score`` where all that can be wrong is that items have no response."""
+    missing = tuple(item.id for item in benchmark.items if item.id not in responses)
+    return score(benchmark, Answers(responses, missing=missing)) if missing else benchmark.score(responses)
+
+
 def score(benchmark: Benchmark, answers: Answers) -> Scored:
     """The benchmark's figures over the items that have an answer; the result says what is missing.
 

@@ -7,7 +7,9 @@ that the server asks for is kept. What still fails is named; it never becomes an
 
 from __future__ import annotations
 
+import base64
 import email.utils
+import io
 import logging
 import os
 import re
@@ -16,12 +18,16 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from data.images import image_bytes, open_image
 from data.jsonl import DataError
+from data.schema import Image
 from evals.judges import JudgeRequest
+from evals.runner import EvalItem
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +206,52 @@ def _text_of(reply: httpx.Response) -> str:
     if not isinstance(text, str) or not text.strip():
         raise EndpointError("the reply holds no text")
     return text
+
+
+def image_part(image: Image, root: str | Path | None) -> dict[str, Any]:
+    """An image as the part of a message: its file as it is, where endpoints read the format, else as PNG.
+
+    Raises DataError for an image that cannot be had or read.
+    """
+    data = image_bytes(image, root)
+    heads = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
+    kind = next((kind for head, kind in heads.items() if data.startswith(head)), None)
+    if kind is None:
+        buffer = io.BytesIO()
+        open_image(image, root).save(buffer, "PNG")
+        data, kind = buffer.getvalue(), "png"
+    encoded = base64.b64encode(data).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{encoded}"}}
+
+
+class EndpointAnswerer:
+    """The model behind an endpoint that takes images, as a ``generate`` callable for the runner.
+
+    An item whose request fails has no entry in what a call gives.
+    """
+
+    def __init__(self, endpoint: Endpoint, root: str | Path | None) -> None:
+        self.endpoint, self.root = endpoint, root
+        #: items asked about together
+        self.size = 4 * endpoint.workers
+
+    def announce(self, items: Sequence[EvalItem]) -> None:
+        """Say how many requests there will be and what they may cost; a warning, since it may be money."""
+        if items:
+            told = self.endpoint.estimate([item.question for item in items])
+            log.warning("%s, and the tokens of a picture with each", told)
+
+    def __call__(self, items: list[EvalItem]) -> dict[str, str]:
+        asked = [
+            [{"type": "text", "text": item.question}, image_part(item.image, self.root)] for item in items
+        ]
+        found: dict[str, str] = {}
+        for item, reply in zip(items, self.endpoint.chat_all(asked), strict=True):
+            if isinstance(reply, EndpointError):
+                log.warning("no answer to %s: %s", item.id, reply)
+            else:
+                found[item.id] = reply
+        return found
 
 
 class EndpointJudge:

@@ -147,11 +147,13 @@ def answer(
     run: dict[str, str],
     chunk: int = 64,
     progress: Progress | None = None,
+    may_miss: bool = False,
 ) -> dict[str, str]:
     """Responses to all items by id; asks ``generate`` only for those that the journal lacks.
 
     ``run`` names the model and its settings; rows of another run are refused. Raises DataError when
-    ``generate`` leaves an item out, adds one, or gives something other than text.
+    ``generate`` leaves an item out (unless it ``may_miss`` some), adds one, or gives something other than
+    text.
     """
     by_id = _unique(benchmark, items)
     responses = _kept(journal, benchmark, by_id, run)
@@ -161,7 +163,9 @@ def answer(
             progress(benchmark, len(responses), len(items))
         batch = todo[start : start + chunk]
         got = generate(batch)
-        check_ids(f"{benchmark}: responses of the model", [item.id for item in batch], got)
+        wanted = [item.id for item in batch if item.id in got or not may_miss]
+        check_ids(f"{benchmark}: responses of the model", wanted, got)
+        batch = [item for item in batch if item.id in got]
         for item in batch:
             if not isinstance(got[item.id], str):
                 rule = f"the response to {item.id!r} is a {type(got[item.id]).__name__}, not text"
@@ -170,7 +174,7 @@ def answer(
         responses |= {item.id: got[item.id] for item in batch}
     if progress is not None:
         progress(benchmark, len(items), len(items))
-    return {item.id: responses[item.id] for item in items}
+    return {item.id: responses[item.id] for item in items if item.id in responses}
 
 
 def run(
@@ -182,13 +186,15 @@ def run(
     settings: dict[str, Any] | None = None,
     chunk: int = 64,
     progress: Progress | None = None,
+    partial: Callable[[Benchmark, dict[str, str]], Scored] | None = None,
 ) -> dict[str, Any]:
     """Answer and score every benchmark; writes the three files and returns what ``results.json`` holds.
 
     ``settings`` (JSON values: decoding, seed, checkpoint hash, ...) is stored, and its hash stands in
     each response row, so that responses of another model or other settings are never mixed in. For
     sampled decoding ``generate`` must draw each item's answer from a seed of its own, or a resumed
-    run differs from an unbroken one.
+    run differs from an unbroken one. ``partial`` scores a benchmark of which ``generate`` left items out;
+    without it that is an error.
     """
     folder = Path(output)
     names = [benchmark.name for benchmark in benchmarks]
@@ -201,15 +207,21 @@ def run(
     verdicts: list[Verdict] = []
     for benchmark in benchmarks:
         responses = answer(
-            benchmark.name, benchmark.items, generate, journal, run=this, chunk=chunk, progress=progress
-        )
-        scored = benchmark.score(responses)
+            benchmark.name, benchmark.items, generate, journal, run=this, chunk=chunk, progress=progress,
+            may_miss=partial is not None,
+        )  # fmt: skip
+        scored = (partial or benchmark_score)(benchmark, responses)
         results[benchmark.name] = scored.result
         verdicts += scored.verdicts
     whole = {"model": model, "settings": settings, "benchmarks": results}
     write_records(folder / "verdicts.jsonl", (_writable(v) for v in verdicts))
     write_json(folder / "results.json", whole)
     return whole
+
+
+def benchmark_score(benchmark: Benchmark, responses: dict[str, str]) -> Scored:
+    """The benchmark's own scoring, which wants every item answered."""
+    return benchmark.score(responses)
 
 
 def _writable(verdict: Verdict) -> Verdict:

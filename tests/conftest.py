@@ -10,9 +10,12 @@ os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.servers import Server
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -24,3 +27,12 @@ def shared() -> Path:
     if not (path / "data").is_dir():
         pytest.skip("no third-party data beside the checkout")
     return path
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A chat endpoint of its own for each test."""
+    found = Server()
+    yield found
+    found.http.shutdown()
+    found.http.server_close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 from markupsafe import escape
+from PIL import Image as PILImage
 
 from align.config import EvalSettings
 from align.models.tiny import build_tiny_llava
@@ -18,12 +21,14 @@ from apps import benchmarks, eval_page, evaluate
 from data.jsonl import DataError, read_json, read_rows, write_records
 from data.schema import Image, Prompt, Verdict
 from data.world.build import read_scenes
+from evals.endpoint import image_part
 from evals.judges import JudgeRequest
 from evals.metrics import interval_from
 from evals.mmhal import BUILT_IN
 from evals.objects import ObjectBenchmark
 from evals.parse import rating_official
 from evals.report import Table, Text
+from tests.servers import Reply, Server, said
 
 SPLITS = ("random", "popular", "adversarial")
 
@@ -458,3 +463,80 @@ def test_the_oracle_speaks_as_a_judge(world: Path, request_for: Callable[..., Ju
     assert (rating_official(right), rating_official(wrong)) == (6, 1)
     with pytest.raises(DataError, match="the image 'x' is not a scene of this world"):
         benchmarks.oracle_says(scenes, request_for("", image="x"))
+
+
+# --- the model behind an endpoint ---
+
+
+def _endpoint_settings(server: Server, world: Path, output: Path, **changes: Any) -> EvalSettings:
+    files = {k: v for k, v in benchmark_files(world).items() if k in ("pope_random", "mmhal")}
+    values = settings(Path("unused"), world, output).model_dump()
+    endpoint = {"url": server.url, "model": "seer", "retries": 0, "workers": 2, "price_input": 5.0}
+    values |= {"model": None, "endpoint": endpoint, "describe_temperatures": [], "benchmarks": files}
+    return EvalSettings.model_validate(values | changes)
+
+
+def test_an_endpoint_that_takes_images_answers(
+    server: Server, world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.reply = lambda n, body: (200, {}, said("Yes."))
+    run = evaluate.run(_endpoint_settings(server, world, tmp_path / "run"))
+    found = read_json(run / "results.json")
+    assert found["model"] == "seer at 127.0.0.1"
+    split = found["benchmarks"]["pope"]["splits"]["random"]
+    assert split["official"]["yes_ratio"]["value"] == 1.0 and found["benchmarks"]["mmhal"]["n"] == 12
+    assert len(server.seen) == 24 and (run / "DONE").exists()
+    # the cost was told before, and each question came with its own picture
+    assert "24 requests to seer at 127.0.0.1" in caplog.text and "at most about" in caplog.text
+    _, body = server.seen[0]
+    text, image = body["messages"][0]["content"]
+    assert text["text"].startswith("Is there ") and (body["max_tokens"], body["temperature"]) == (5, 0.0)
+    data = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
+    assert data in {path.read_bytes() for path in (world / "images").rglob("*.png")}
+
+
+def test_what_an_endpoint_leaves_out_is_counted_and_asked_again(
+    server: Server, world: Path, evaluated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = {"on": True}
+
+    def reply(n: int, body: dict[str, Any]) -> Reply:
+        asked = body["messages"][0]["content"][0]["text"]
+        bad = broken["on"] and "what" in asked.lower()
+        return (400, {}, {"error": "too dark"}) if bad else (200, {}, said("No, I see none."))
+
+    server.reply = reply
+    run = evaluate.run(_endpoint_settings(server, world, tmp_path / "run"))
+    found = read_json(run / "results.json")["benchmarks"]
+    missing = found["mmhal"]["answers"]["missing"]
+    assert 0 < missing["n"] < 12 and found["mmhal"]["n"] == 12 - missing["n"]
+    # a missing answer is no zero: the others are scored as they were given
+    assert len(found["mmhal"]["official"]["unrated"]) == 0 and "answers" not in found["pope"]
+    assert f"no answer to {missing['first'][0]}: seer at 127.0.0.1: status 400 (too dark)" in caplog.text
+    assert f"answers are missing ({missing['n']} of mmhal)" in caplog.text
+    assert not (run / "DONE").exists() and not (run / "mmhal_responses.json").exists()
+    assert "missing" in (run / "report.html").read_text()
+    # the same again asks for the missing ones alone
+    broken["on"], before = False, len(server.seen)
+    evaluate.run(_endpoint_settings(server, world, tmp_path / "run", resume=True))
+    assert len(server.seen) - before == missing["n"] and (run / "DONE").exists()
+    whole = evaluate.run(_endpoint_settings(server, world, tmp_path / "whole"))
+    assert (run / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+def test_a_picture_that_no_endpoint_reads_is_sent_as_png(tmp_path: Path) -> None:
+    PILImage.new("CMYK", (8, 6), (0, 200, 0, 0)).save(tmp_path / "a.tif")
+    part = image_part(Image(id="a", path="a.tif"), tmp_path)
+    data = base64.b64decode(part["image_url"]["url"].removeprefix("data:image/png;base64,"))
+    assert PILImage.open(io.BytesIO(data)).size == (8, 6)
+    PILImage.new("RGB", (8, 6)).save(tmp_path / "b.jpg")
+    part = image_part(Image(id="b", path="b.jpg"), tmp_path)
+    assert part["image_url"]["url"].startswith("data:image/jpeg;base64,/9j/")
+
+
+def test_one_model_answers(server: Server, world: Path, tmp_path: Path) -> None:
+    both = {"model": {"path": "world-base"}}
+    with pytest.raises(ValueError, match=r"name one model: model\.path, or endpoint\.url"):
+        _endpoint_settings(server, world, tmp_path / "run", **both)
+    with pytest.raises(ValueError, match="an endpoint shows no probabilities"):
+        _endpoint_settings(server, world, tmp_path / "run", yes_no="next_token")

@@ -1,14 +1,9 @@
-"""A real server on this machine that answers, fails, stalls and limits, as the test tells it to."""
+"""An endpoint as judge: what it is asked, how often, how patiently, and what becomes of failures."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,49 +12,7 @@ import pytest
 from data.jsonl import DataError
 from evals.endpoint import Endpoint, EndpointError, EndpointJudge, Price
 from evals.judges import CachedJudge, JudgeRequest, announce
-
-#: what the server does with a request: status, headers, body
-Reply = tuple[int, dict[str, str], Any]
-
-
-class Server:
-    def __init__(self) -> None:
-        self.seen: list[tuple[dict[str, str], dict[str, Any]]] = []
-        self.reply: Callable[[int, dict[str, Any]], Reply] = lambda n, body: (200, {}, said("Rating: 4"))
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.seen.append((dict(self.headers), body))
-                status, headers, content = outer.reply(len(outer.seen), body)
-                data = content if isinstance(content, bytes) else json.dumps(content).encode()
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(data))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                # a client that has given up
-                with contextlib.suppress(BrokenPipeError):
-                    self.wfile.write(data)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-
-def said(text: str | None) -> dict[str, Any]:
-    return {"choices": [{"message": {"role": "assistant", "content": text}}]}
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    found = Server()
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
+from tests.servers import Reply, Server, said
 
 
 def _endpoint(server: Server, **changes: Any) -> Endpoint:
