@@ -188,7 +188,8 @@ def _rule(key: str, fault: Mapping[str, Any], settings: type[BaseModel]) -> str:
     if kind == "missing":
         return f"{key!r} is required; add it to the recipe or give {key}=..."
     if kind == "value_error":
-        return f"{key!r}: {fault['ctx']['error']}"
+        # without a key it is a rule of the settings as a whole
+        return f"{key!r}: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"])
     given = fault["input"]
     if kind == "string_type" and isinstance(given, bool):
         return f"{key!r}: YAML reads a bare yes, no, on or off as {given}; quote the word"

@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 
 from align.config import EvalSettings
 from align.models.tiny import build_tiny_llava
-from apps import benchmarks, eval_page, evaluate
+from apps import benchmarks, cli, eval_page, evaluate
 from data.jsonl import DataError, read_json, read_rows, write_records
 from data.schema import Image, Prompt, Verdict
 from data.world.build import read_scenes
@@ -534,7 +534,12 @@ def test_a_picture_that_no_endpoint_reads_is_sent_as_png(tmp_path: Path) -> None
     assert part["image_url"]["url"].startswith("data:image/jpeg;base64,/9j/")
 
 
-def test_one_model_answers(server: Server, world: Path, tmp_path: Path) -> None:
+def test_one_model_answers(
+    server: Server, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", "run", "benchmarks.mmhal=x", f"output={tmp_path / 'run'}"]) == 2
+    told = "align: error: settings: name one model: model.path, or endpoint.url with endpoint.model\n"
+    assert capsys.readouterr().err == told
     both = {"model": {"path": "world-base"}}
     with pytest.raises(ValueError, match=r"name one model: model\.path, or endpoint\.url"):
         _endpoint_settings(server, world, tmp_path / "run", **both)
