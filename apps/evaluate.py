@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from align.checkpoint import RunDir
+from align.checkpoint import progress as track
 from align.config import EvalSettings, GenerateSettings
 from align.generate import Item, generate
 from align.models.lmm import Lmm, check_model
@@ -33,7 +36,7 @@ from evals.journal import Journal
 from evals.mmhal import MmhalBenchmark
 from evals.objects import ObjectBenchmark
 from evals.report import write_report
-from evals.runner import Benchmark, EvalItem, YesNo, ranked
+from evals.runner import Benchmark, EvalItem, Progress, YesNo, ranked
 from evals.runner import run as run_benchmarks
 
 log = logging.getLogger(__name__)
@@ -118,15 +121,38 @@ def measure(
             renderer = Renderer(lmm.processor)
             answerer = Answerer(lmm, renderer, how, settings.images, settings.seed, asked, p_yes)
         partial = score_partial if lmm is None else None
-        found = run_benchmarks(
-            asked, answerer, part, model=model, settings=wanted, chunk=answerer.size, partial=partial
-        )["benchmarks"]
+        with bars() as progress:
+            found = run_benchmarks(
+                asked, answerer, part, model=model, settings=wanted, chunk=answerer.size, partial=partial,
+                progress=progress,
+            )["benchmarks"]  # fmt: skip
         for benchmark in asked if p_yes is not None else ():
             if isinstance(benchmark, YesNo) and benchmark.yes_no:
                 found[benchmark.name]["next_token"] = ranked(benchmark, of_benchmark(p_yes, benchmark.name))
         suffix = "" if temperature == main else f"@{temperature:g}"
         answers |= {name + suffix: figures for name, figures in found.items()}
     return answers
+
+
+@contextlib.contextmanager
+def bars() -> Iterator[Progress]:
+    """One bar after the other, a benchmark each, on a terminal."""
+    bar: tqdm[Any] | None = None
+
+    def show(benchmark: str, done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None or bar.desc != f"{benchmark}: ":
+            if bar is not None:
+                bar.close()
+            bar = track(range(total), benchmark)
+        bar.n = done
+        bar.refresh()
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def asked_endpoint(
