@@ -137,22 +137,23 @@ def measure(
 @contextlib.contextmanager
 def bars() -> Iterator[Progress]:
     """One bar after the other, a benchmark each, on a terminal."""
-    bar: tqdm[Any] | None = None
+    shown: dict[str, tqdm[Any]] = {}
 
     def show(benchmark: str, done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None or bar.desc != f"{benchmark}: ":
-            if bar is not None:
-                bar.close()
-            bar = track(range(total), benchmark)
-        bar.n = done
-        bar.refresh()
+        if benchmark not in shown:
+            close()
+            shown[benchmark] = track(range(total), benchmark)
+        shown[benchmark].n = done
+        shown[benchmark].refresh()
+
+    def close() -> None:
+        for bar in shown.values():
+            bar.close()
 
     try:
         yield show
     finally:
-        if bar is not None:
-            bar.close()
+        close()
 
 
 def asked_endpoint(
