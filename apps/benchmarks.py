@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ from evals.runner import Benchmark, EvalItem
 
 if TYPE_CHECKING:
     from evals.endpoint import Endpoint
+
+log = logging.getLogger(__name__)
 
 
 def benchmarks_of(settings: BenchmarkSettings, scenes: Mapping[str, Scene]) -> list[Benchmark]:
@@ -114,25 +117,40 @@ def read_ids(path: str) -> list[str]:
 
 
 def check_pictures(settings: BenchmarkSettings, benchmarks: Sequence[Benchmark]) -> None:
-    """Raise DataError for the first picture that cannot be had, with the file and the item that name it.
+    """Look at every picture ahead of the model. Some that cannot be had are told of in a warning.
 
-    Ahead of the model: found when its item is reached, it would cost the hours of the items before.
+    Their items will have no answer, and are counted as missing.
+
+    Raises:
+        DataError: a benchmark has not one picture; with the file and the item of the first.
     """
-    seen: set[str] = set()
     for benchmark in benchmarks:
+        checked: dict[str | None, DataError | None] = {}
+        first: DataError | None = None
         for item in benchmark.items:
-            if item.image.path in seen:
-                continue
-            try:
-                check_image(item.image, settings.images)
-            except DataError as error:
-                mend = error.mend
-                if item.image.url is not None and settings.images is None:
-                    mend = "download the pictures into one folder and set images to it"
-                file = file_of(settings, benchmark, item)
-                raise DataError(error.rule, file=file, key=f"item {item.id!r}", mend=mend) from error
-            if item.image.path is not None:
-                seen.add(item.image.path)
+            place = item.image.path or item.image.url or item.image.id
+            if place not in checked:
+                checked[place] = checked_picture(settings, benchmark, item)
+                first = first or checked[place]
+        lost = sum(error is not None for error in checked.values())
+        if first is not None and lost == len(checked):
+            raise first
+        if first is not None:
+            told = "%s: %d of %d pictures cannot be read, their questions will have no answer (%s)"
+            log.warning(told, benchmark.name, lost, len(checked), first)
+
+
+def checked_picture(settings: BenchmarkSettings, benchmark: Benchmark, item: EvalItem) -> DataError | None:
+    """What is wrong with an item's picture, with the file and the item that name it."""
+    try:
+        check_image(item.image, settings.images)
+    except DataError as error:
+        mend = error.mend
+        if item.image.url is not None and settings.images is None:
+            mend = "download the pictures into one folder and set images to it"
+        file = file_of(settings, benchmark, item)
+        return DataError(error.rule, file=file, key=f"item {item.id!r}", mend=mend)
+    return None
 
 
 def file_of(settings: BenchmarkSettings, benchmark: Benchmark, item: EvalItem) -> str:

@@ -18,8 +18,8 @@ from align.config import EvalSettings, GenerateSettings
 from align.generate import Item, generate
 from align.models.lmm import Lmm, check_model
 from align.models.lmm import load as load_lmm
-from align.pictures import encode_pictures, open_pictures
-from align.render import Renderer
+from align.pictures import PictureKey, encode_pictures, open_picture, picture_key
+from align.render import ImageInput, Renderer
 from align.schedule import step_seed
 from align.yes_no import probabilities
 from apps.benchmarks import benchmarks_of, check_pictures, endpoint_of
@@ -27,7 +27,7 @@ from apps.eval_gallery import galleries, shown_of
 from apps.eval_page import page_of
 from apps.eval_runs import read_run
 from data.formats.mmhal import write as write_mmhal
-from data.jsonl import write_json
+from data.jsonl import DataError, write_json
 from data.schema import Message, Response
 from data.world.build import read_scenes
 from evals.answers import score_partial
@@ -120,11 +120,10 @@ def measure(
         else:
             renderer = Renderer(lmm.processor)
             answerer = Answerer(lmm, renderer, how, settings.images, settings.seed, asked, p_yes)
-        partial = score_partial if lmm is None else None
         with bars() as progress:
             found = run_benchmarks(
-                asked, answerer, part, model=model, settings=wanted, chunk=answerer.size, partial=partial,
-                progress=progress,
+                asked, answerer, part, model=model, settings=wanted, chunk=answerer.size,
+                partial=score_partial, progress=progress,
             )["benchmarks"]  # fmt: skip
         for benchmark in asked if p_yes is not None else ():
             if isinstance(benchmark, YesNo) and benchmark.yes_no:
@@ -220,6 +219,21 @@ class Answerer:
         #: the chunk answered last
         self._last: tuple[int, dict[str, str]] = (-1, {})
 
+    def opened(self, items: Sequence[EvalItem]) -> dict[PictureKey, ImageInput]:
+        """Each picture once; None for one that cannot be read, with a warning for each item that shows it."""
+        found: dict[PictureKey, ImageInput] = {}
+        why: dict[PictureKey, DataError] = {}
+        for item in items:
+            key = picture_key(item.image)
+            if key not in found:
+                try:
+                    found[key] = open_picture(item.image, self.images, item.id)
+                except DataError as error:
+                    found[key], why[key] = None, error
+            if key in why:
+                log.warning("no answer to %s: %s", item.id, why[key])
+        return found
+
     def _parts(self, benchmark: Benchmark) -> list[tuple[list[EvalItem], str | None]]:
         items = benchmark.items
         if self.p_yes is None or not isinstance(benchmark, YesNo):
@@ -234,13 +248,17 @@ class Answerer:
             place = self._place[item.id, item.question]
             if place != self._last[0]:
                 self._last = place, self.answer(self._chunks[place])
-            answers[item.id] = self._last[1][item.id]
+            if item.id in self._last[1]:
+                answers[item.id] = self._last[1][item.id]
         return answers
 
     def answer(self, chunk: Chunk) -> dict[str, str]:
-        """Responses to one whole chunk by id."""
-        items = chunk.items
-        pictures = open_pictures([item.image for item in items], self.images, [item.id for item in items])
+        """Responses to one whole chunk by id; none where the picture cannot be read, which is told."""
+        opened = self.opened(chunk.items)
+        items = [item for item in chunk.items if opened[picture_key(item.image)] is not None]
+        if not items:
+            return {}
+        pictures = [opened[picture_key(item.image)] for item in items]
         encoded = encode_pictures(self.lmm, self.renderer, pictures)
         asked: list[Item] = [
             ([Message(role="user", content=item.question)], image) for item, image in zip(items, encoded)
@@ -252,6 +270,6 @@ class Answerer:
             rows = ({"benchmark": chunk.by_token, "id": i.id, "p_yes": p} for i, p in zip(items, found))
             self.p_yes.add(row for row in rows if row["id"] not in known)
             return {i.id: "Yes" if p > 0.5 else "No" for i, p in zip(items, found)}
-        seed = step_seed(self.seed, "eval", items[0].id)
+        seed = step_seed(self.seed, "eval", chunk.items[0].id)
         answers = generate(self.lmm, self.renderer, asked, self.how, seed=seed)
         return {i.id: a.text for i, a in zip(items, answers, strict=True) if isinstance(a, Response)}

@@ -227,7 +227,7 @@ def image_part(image: Image, root: str | Path | None) -> dict[str, Any]:
 class EndpointAnswerer:
     """The model behind an endpoint that takes images, as a ``generate`` callable for the runner.
 
-    An item whose request fails has no entry in what a call gives.
+    An item whose request fails, or whose picture cannot be read, has no entry in what a call gives.
     """
 
     def __init__(self, endpoint: Endpoint, root: str | Path | None) -> None:
@@ -242,11 +242,18 @@ class EndpointAnswerer:
             log.warning("%s, and the tokens of a picture with each", told)
 
     def __call__(self, items: list[EvalItem]) -> dict[str, str]:
-        asked = [
-            [{"type": "text", "text": item.question}, image_part(item.image, self.root)] for item in items
-        ]
+        asked: dict[str, list[dict[str, Any]]] = {}
+        for item in items:
+            try:
+                picture = image_part(item.image, self.root)
+            except DataError as error:
+                log.warning("no answer to %s: %s", item.id, error)
+                continue
+            asked[item.id] = [{"type": "text", "text": item.question}, picture]
+        items = [item for item in items if item.id in asked]
         found: dict[str, str] = {}
-        for item, reply in zip(items, self.endpoint.chat_all(asked), strict=True):
+        replies = self.endpoint.chat_all(list(asked.values()))
+        for item, reply in zip(items, replies, strict=True):
             if isinstance(reply, EndpointError):
                 log.warning("no answer to %s: %s", item.id, reply)
             else:

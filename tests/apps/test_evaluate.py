@@ -304,37 +304,58 @@ def test_a_dry_run_checks_and_writes_nothing(
 # --- pictures ---
 
 
-def first_missing(world: Path, folder: Path, benchmark: str) -> tuple[EvalSettings, str]:
-    """Settings with one benchmark's fifth item naming a picture that is not there, and what must be said."""
-    name = f"{benchmark}.json" if benchmark == "mmhal" else f"{benchmark}.jsonl"
-    text = (world / "eval" / name).read_text()
-    whole = benchmark == "mmhal"
-    rows = json.loads(text) if whole else [json.loads(line) for line in text.splitlines()]
-    row = rows[4]
-    item = {"mmhal": "4", "describe": row.get("id")}.get(benchmark, f"random/{row.get('question_id')}")
-    if whole:
-        row["image_src"] = "images/gone.png"
-    else:
-        row["image"] = {"id": row["image"]["id"], "path": "images/gone.png"} if "kind" in row else "gone.png"
-    file = folder / name
-    file.write_text(json.dumps(rows) if whole else "".join(json.dumps(r) + "\n" for r in rows))
-    files = benchmark_files(world) | {benchmark: str(file)}
-    rule = f"no file 'images/gone.png' in {world}; check the name and the image root"
-    wrong = settings(Path("owner/model"), world, folder / "run", benchmarks=files)
-    return wrong, f"{file}: item {item!r}: {rule}"
-
-
 @pytest.mark.parametrize("dry", [True, False])
-@pytest.mark.parametrize("benchmark", ["pope_random", "mmhal", "describe"])
-def test_a_missing_picture_is_told_of_before_the_model_loads(
+@pytest.mark.parametrize("benchmark", ["pope_random", "describe"])
+def test_without_any_picture_nothing_starts(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmark: str, dry: bool
 ) -> None:
     monkeypatch.setattr(evaluate, "load_lmm", lambda *_: pytest.fail("weights were loaded"))
-    wrong, said = first_missing(world, tmp_path, benchmark)
-    with pytest.raises(DataError) as caught:
-        evaluate.run(wrong.model_copy(update={"dry_run": dry}))
-    assert str(caught.value) == said
-    assert not (tmp_path / "run").exists()
+    only = {benchmark: benchmark_files(world)[benchmark]}
+    run = tmp_path / "run"
+    wrong = settings(Path("owner/model"), world, run, benchmarks=only, images=str(tmp_path), dry_run=dry)
+    rule = rf"{benchmark}\.jsonl: item '.*': no file 'images/.*' in {tmp_path}; check the name and the image"
+    with pytest.raises(DataError, match=rule):
+        evaluate.run(wrong)
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_picture_that_cannot_be_read_costs_its_own_questions_alone(
+    base: Path,
+    world: Path,
+    evaluated: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+) -> None:
+    """Not there, which is seen ahead of the model; or damaged behind its header, seen in its turn."""
+    pictures, run = tmp_path / "world", tmp_path / "run"
+    shutil.copytree(world, pictures)
+    files = {k: v for k, v in benchmark_files(world).items() if k != "describe"}
+    lost = json.loads(Path(files["pope_random"]).read_text().splitlines()[0])["image"]
+    (picture,) = pictures.rglob(lost)
+    whole = picture.read_bytes()
+    how = {"benchmarks": files, "images": str(pictures), "describe_temperatures": []}
+    if damage == "gone":
+        picture.unlink()
+    else:
+        picture.write_bytes(whole[: len(whole) // 2])
+    evaluate.run(settings(base, world, run, **how))
+    found = read_json(run / "results.json")["benchmarks"]
+    rows = [json.loads(line) for line in Path(files["pope_random"]).read_text().splitlines()]
+    without = [f"random/{row['question_id']}" for row in rows if row["image"] == lost]
+    told = found["pope"]["answers"]["missing"]
+    assert set(without) <= set(told["first"]) and found["pope"]["splits"]["random"]["n"] == 12 - len(without)
+    assert all(f"no answer to {name}: " in caplog.text for name in without)
+    assert ("pope: 1 of 2 pictures cannot be read" in caplog.text) == (damage == "gone")
+    assert "answers are missing (" in caplog.text and not (run / "DONE").exists()
+    # what can be answered is answered as ever, and the mended picture's questions follow
+    said = {k: v for k, v in responses(evaluated, "t0").items() if not k.startswith("describe")}
+    assert responses(run, "t0").items() < said.items()
+    picture.write_bytes(whole)
+    evaluate.run(settings(base, world, run, **how, resume=True))
+    assert responses(run, "t0") == said and (run / "DONE").exists()
+    assert "answers" not in read_json(run / "results.json")["benchmarks"]["pope"]
 
 
 def test_mmhal_by_url(
