@@ -311,7 +311,8 @@ def logprobs_of(
     """Score ``targets`` (B, R) from the hidden states (B, R, H) that predict them; see ``token_logprobs``."""
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; log-probabilities need a positive one")
-    logits = next_logits(model, hidden) / temperature
+    logits = next_logits(model, hidden)
+    logits = logits / temperature
     norm = logits.logsumexp(-1)
     chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - norm
     if not with_entropy:
