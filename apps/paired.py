@@ -26,11 +26,14 @@ DECODING = {"T = 0.7": "t0.7", "greedy": "t0"}
 
 
 def descriptions(folder: Path, a: str, b: str) -> dict[str, Any]:
-    """Model ``a`` minus ``b``, paired by picture, also where both name as much; by decoding's folder."""
+    """Model ``a`` minus ``b``, paired by picture, also where both name as much; by decoding's folder.
+
+    A model is one of ``MODELS``, or the name of the step that evaluated it.
+    """
     scenes = read_scenes(folder / "data")
     found = {}
     for how in DECODING.values():
-        rows = {m: _rows(folder / MODELS[m] / how / "responses.jsonl", "describe") for m in (a, b)}
+        rows = {m: _rows(folder / MODELS.get(m, m) / how / "responses.jsonl", "describe") for m in (a, b)}
         images = {row["id"]: row["image"] for row in rows[a]}
         items = tuple(EvalItem(i, Image(id=image, path=f"{image}.png"), "") for i, image in images.items())
         truth = {image: scenes[image].objects for image in images.values()}

@@ -226,13 +226,23 @@ def write_results(output: Path, seeds: Sequence[Seed], status: Status) -> None:
 # --- the command ---
 
 
-def parse(prog: str, argv: Sequence[str] | None, output: str, seeds: int, first: int) -> argparse.Namespace:
-    """The options that the studies share; ``seeds`` becomes the list of seeds."""
+def parse(
+    prog: str,
+    argv: Sequence[str] | None,
+    output: str,
+    seeds: int,
+    first: int,
+    levels: Sequence[float] | None = None,
+) -> argparse.Namespace:
+    """The options that the studies share; ``seeds`` becomes the list of seeds. ``levels``: a sweep's own."""
     parser = argparse.ArgumentParser(prog=prog)
     parser.add_argument("--output", type=Path, default=Path(output), help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=seeds, help="how many; default: %(default)s")
     parser.add_argument("--first", type=int, default=first, help="the first seed; default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a miniature, to see that it runs")
+    if levels is not None:
+        words = f"levels of the sweep; default: {' '.join(f'{level:g}' for level in levels)}"
+        parser.add_argument("--levels", type=float, nargs="+", default=list(levels), help=words)
     args = parser.parse_args(argv)
     if args.seeds < 1:
         parser.error(f"--seeds {args.seeds}: at least one seed is needed")

@@ -7,6 +7,7 @@ levels, so that the levels differ in nothing else. Protocol: PROTOCOL.md, second
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from apps.chain import STUDY, Scale, alone_in, chain, scale_of
 from apps.gates import read_report
+from apps.paired import descriptions
 from apps.scheduler import Step, run_steps
 from apps.studies.figures import FIGURES, number
 from apps.studies.rlhf import clean_up, follower, of_seed, parse
@@ -34,6 +36,11 @@ SHOWN = (
     "words, T=0.7",
     "POPE F1",
 )
+#: figures of the arms' difference that claims are made from
+CUT = {
+    "hallucination_rate": "halluc. rate, T=0.7, cut to equal recall",
+    "chair_i": "CHAIR_i, T=0.7, cut to equal recall",
+}
 
 
 # --- the work ---
@@ -130,8 +137,24 @@ def read_levels(root: Path, seeds: Sequence[int], levels: Sequence[float]) -> li
                 report = read_report(folder, level_name(arm.replace("ppo", "reward"), radius))
                 if report:
                     run = level_name(f"eval_{arm}", radius)
-                    add(folder, run, seed=seed, blur=radius, arm=label, reward=report)
+                    cut = equal_recall(folder, radius) if label == "Fact-RLHF" else None
+                    add(folder, run, seed=seed, blur=radius, arm=label, reward=report, cut=cut)
     return rows
+
+
+def equal_recall(folder: Path, radius: float) -> dict[str, float | None] | None:
+    """Fact-RLHF − RLHF at T = 0.7, the longer descriptions cut; None before both are evaluated."""
+    facts, plain = (level_name(f"eval_{ARMS[arm]}", radius) for arm in ("Fact-RLHF", "RLHF"))
+    if not all((folder / run / "results.json").exists() for run in (facts, plain)):
+        return None
+    return _equal_recall(folder, facts, plain)
+
+
+@functools.lru_cache(maxsize=64)
+def _equal_recall(folder: Path, facts: str, plain: str) -> dict[str, float | None]:
+    # what was said does not change any more, and the page is written every few seconds
+    found = descriptions(folder, facts, plain)["t0.7"]["equal_recall"]
+    return {figure: found[figure]["difference"]["value"] for figure in CUT}
 
 
 def policies(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -158,13 +181,14 @@ def sections_of(rows: Sequence[dict[str, Any]], levels: Sequence[float]) -> list
         facts, plain = at("Fact-RLHF", radius), at("RLHF", radius)
         both = sorted(facts.keys() & plain.keys())
         paired = [t_interval(facts[seed][f] - plain[seed][f] for seed in both) for f in SHOWN]
-        differences.append([f"blur {radius:g}", len(both), *paired])
+        cut = [t_interval(number(facts[seed]["cut"][f]) for seed in both) for f in CUT]
+        differences.append([f"blur {radius:g}", len(both), *cut, *paired])
     lines = {arm: [(radius, mean(at(arm, radius), SHOWN[0]).value) for radius in levels] for arm in ARMS}
     accuracy = "RM accuracy, hallucination pairs"
     return [
         Curves("False objects against the reward models' blur", lines, "blur radius, pixels", SHOWN[0]),
         Table("Policies by the reward models' vision", ["level", accuracy, *SHOWN], cells),
-        Table("Fact-RLHF − RLHF, paired by seed", ["level", "seeds", *SHOWN], differences),
+        Table("Fact-RLHF − RLHF, paired by seed", ["level", "seeds", *CUT.values(), *SHOWN], differences),
     ]
 
 
@@ -190,10 +214,10 @@ def _writable(found: Any) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or continue the study; returns the exit status."""
-    args = parse("align study vision", argv, "runs/study-vision", seeds=2, first=200)
+    args = parse("align study vision", argv, "runs/study-vision", seeds=2, first=200, levels=LEVELS)
     scale, wanted = scale_of(args.quick, STUDY, study="vision")
     claim(args.output, "study.json", wanted)
-    levels = LEVELS[:2] if args.quick else LEVELS
+    levels = args.levels[:2] if args.quick else args.levels
 
     def write(status: Status) -> str:
         rows = read_levels(args.output, args.seeds, levels)

@@ -101,8 +101,18 @@ def test_pictures_of_pairs_and_prompts_are_blurred(tmp_path: Path, world: Path) 
 
 
 def test_levels_are_read_and_differences_are_paired(
-    tmp_path: Path, write_evaluation: Write, write_report: Write
+    tmp_path: Path, write_evaluation: Write, write_report: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def compared(folder: Path, a: str, b: str) -> dict[str, Any]:
+        assert (a, b) == ("blur-0-eval_ppo_fact", "blur-0-eval_ppo")
+        value = {"difference": {"value": -0.01 if folder.name == "seed-200" else -0.03}}
+        return {
+            "t0.7": {
+                "equal_recall": {"hallucination_rate": value, "chair_i": {"difference": {"value": None}}}
+            }
+        }
+
+    monkeypatch.setattr(vision, "descriptions", compared)
     starts = {
         (200, 0, "ppo"): 0.3,
         (200, 0, "ppo_fact"): 0.1,
@@ -128,8 +138,10 @@ def test_levels_are_read_and_differences_are_paired(
     assert [(cell.value, cell.n) for cell in plain[1:3]] == [(pytest.approx(0.6), 2)] * 2
     assert differences.rows[0][:2] == ["blur 0", 2]
     # −0.2 and −0.3: mean −0.25, t(1)·0.0707107/√2
-    paired = differences.rows[0][2]
+    paired = differences.rows[0][4]
     assert paired.value == pytest.approx(-0.25) and paired.high == pytest.approx(-0.25 + 12.7062 * 0.05)
+    # claims are made from what is cut to equal recall, which stands first; an undefined figure is no zero
+    assert (differences.rows[0][2].value, differences.rows[0][3].n) == (pytest.approx(-0.02), 0)
     assert differences.rows[1][:2] == ["blur 2", 0] and differences.rows[1][2].n == 0
 
 
