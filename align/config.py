@@ -291,6 +291,8 @@ class JudgeSettings(Settings):
 
     @model_validator(mode="after")
     def _one(self) -> JudgeSettings:
+        if self.local is not None and self.repeats > 1 and self.temperature == 0:
+            raise ValueError("at temperature 0 a local judge repeats itself; raise it, or leave repeats at 1")
         if (self.endpoint is None) == (self.local is None):
             raise ValueError(
                 "name one judge: judge.endpoint.url with judge.endpoint.model, or judge.local.path"

@@ -109,7 +109,7 @@ def _shared(
     progress: Progress | None,
 ) -> list[Response]:
     encoded = _encode_once(lmm, renderer, items)
-    with _inference(lmm.model):
+    with inference(lmm.model):
         answers = prefix.answer(
             lmm, renderer, encoded, _end_ids(lmm, renderer), max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size, progress=progress,
@@ -143,9 +143,11 @@ def rollout_tokens(
         lengths = renderer.prompt_lengths(items)
         order.sort(key=lambda i: (-lengths[i], i))
     ends = _end_ids(lmm, renderer)
-    config = _config(settings, ends, renderer, num_return)
+    # an image token in a response would ask for features when the response is scored
+    never = [renderer.image_token_id]
+    config = decoding(settings, ends, renderer.pad_id, num_return=num_return, never=never)
     parts = []
-    with _inference(lmm.model), seeded(seed, lmm.device):
+    with inference(lmm.model), seeded(seed, lmm.device):
         for start in range(0, len(order), chunk):
             chosen = [items[i] for i in order[start : start + chunk]]
             parts.append(_run(lmm, renderer, chosen, config))
@@ -159,7 +161,7 @@ def grid_features(
     found: list[Tensor] = []
     for start in range(0, len(images), batch_size):
         pixels = renderer.pixel_values(images[start : start + batch_size]).to(lmm.device)
-        with torch.no_grad(), _inference(unwrap(lmm.model).model.vision_tower):
+        with torch.no_grad(), inference(unwrap(lmm.model).model.vision_tower):
             found += list(vision_features(lmm.model, pixels))
     return found
 
@@ -174,7 +176,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _inference(model: torch.nn.Module) -> Iterator[None]:
+def inference(model: torch.nn.Module) -> Iterator[None]:
+    """The model in evaluation mode inside; each part's own mode is given back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -190,9 +193,15 @@ def _end_ids(lmm: Lmm, renderer: Renderer) -> list[int]:
     return sorted({renderer.end_token_id, *known})
 
 
-def _config(
-    settings: GenerateSettings, ends: list[int], renderer: Renderer, num_return: int
+def decoding(
+    settings: GenerateSettings,
+    ends: list[int],
+    pad_id: int,
+    *,
+    num_return: int = 1,
+    never: list[int] | None = None,
 ) -> GenerationConfig:
+    """The whole of how tokens are chosen: ``ends`` are end tokens, ``never`` are never chosen."""
     # everything that a checkpoint's own generation config might change is stated
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
@@ -210,9 +219,8 @@ def _config(
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         eos_token_id=ends,
-        pad_token_id=renderer.pad_id,
-        # an image token in a response would ask for features when the response is scored
-        suppress_tokens=[renderer.image_token_id],
+        pad_token_id=pad_id,
+        suppress_tokens=never,
         use_cache=True,
     )
 

@@ -38,9 +38,15 @@ class Read:
 
 
 def is_shared(lmm: Lmm, items: Sequence[Item]) -> bool:
-    """Whether reading prefixes apart saves anything: a LLaVA, and a picture that is asked about twice."""
+    """Whether reading prefixes apart saves anything: a LLaVA, and a picture that is asked about twice.
+
+    Not where the language model attends to a window: the padding behind the prefix would shorten it.
+    """
     pictures = [id(image) for _, image in items if image is not None]
-    return is_llava(lmm.model) and len(set(pictures)) < len(pictures)
+    if not is_llava(lmm.model) or len(set(pictures)) == len(pictures):
+        return False
+    text = unwrap(lmm.model).config.get_text_config()
+    return getattr(text, "sliding_window", None) is None or not getattr(text, "use_sliding_window", True)
 
 
 def batches(items: Sequence[Item], lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -74,7 +80,7 @@ def read(lmm: Lmm, renderer: Renderer, items: Sequence[Item]) -> Read:
     rows = [row[keep.bool()] for row, keep in zip(ids, mask)]
     length = _common(rows, base.config.image_token_index)
     cache = DynamicCache(config=base.config.get_text_config())
-    if not length or len(pictures) == len(items):
+    if not length or not is_shared(lmm, items):
         # nothing is shared
         inputs = embed(base, batch, image_features(base, batch))
         return _forward(base, cache, inputs, mask)
@@ -100,7 +106,7 @@ def _common(rows: Sequence[Tensor], image_token: int) -> int:
     stacked = torch.stack([row[:shortest] for row in rows])
     differs = (stacked != stacked[0]).any(0).nonzero()
     length = min(int(differs[0]) if len(differs) else shortest, shortest - 1)
-    covered = all(bool((row[:length] == image_token).any()) for row in rows)
+    covered = bool((rows[0][:length] == image_token).any())
     whole = all(not bool((row[length:] == image_token).any()) for row in rows)
     return length if covered and whole else 0
 

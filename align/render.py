@@ -35,6 +35,13 @@ ImageInput: TypeAlias = PILImage.Image | Tensor | None
 _BLANK = PILImage.new("RGB", (32, 32))
 
 
+def break_tokens(text: str, special: re.Pattern[str]) -> str:
+    """``text`` with every match of ``special`` broken by a space behind its first character."""
+    while special.search(text):
+        text = special.sub(lambda m: f"{m[0][0]} {m[0][1:]}" if len(m[0]) > 1 else " ", text)
+    return text
+
+
 class Renderer:
     """Renders conversations with the chat template and tokenizer of one processor.
 
@@ -196,12 +203,7 @@ class Renderer:
 
     def sanitize(self, text: str) -> str:
         """``text`` with special tokens broken by a space ("</s>" -> "< /s>"), so that they stay text."""
-        text = text.strip()
-        while self._special_pattern.search(text):
-            text = self._special_pattern.sub(
-                lambda m: f"{m[0][0]} {m[0][1:]}" if len(m[0]) > 1 else " ", text
-            )
-        return text
+        return break_tokens(text.strip(), self._special_pattern)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a response's ids, without special tokens and outer spaces."""

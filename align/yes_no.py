@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from align.generate import inference
 from align.models.lmm import Lmm, is_llava, move, unwrap
 from align.prefix import Item, batches, read
 from align.render import Renderer
@@ -37,7 +38,10 @@ def first_tokens(renderer: Renderer, item: Item) -> tuple[list[int], list[int]]:
         whole = [([*messages, Message(role="assistant", content=text), after], image) for text in texts]
         batch = renderer.prompt_batch(whole)
         rows = zip(batch["input_ids"], batch["attention_mask"])
-        return {int(ids[mask.bool()][start]) for ids, mask in rows}
+        found = [int(ids[mask.bool()][start]) for ids, mask in rows]
+        # the whole word, where the tokenizer has it: "N" would count "Nothing" as a no
+        words = {token for token in found if renderer.decode([token]).lower() in ("yes", "no")}
+        return words or {found[0]}
 
     yes, no = begin(_YES), begin(_NO)
     if yes <= no or no <= yes:
@@ -52,11 +56,12 @@ def probabilities(lmm: Lmm, renderer: Renderer, items: Sequence[Item], batch_siz
         return []
     yes, no = first_tokens(renderer, items[0])
     found = [0.0] * len(items)
-    for rows in batches(items, renderer.prompt_lengths(items), batch_size):
-        logits = _logits(lmm, renderer, [items[i] for i in rows])
-        sums = torch.stack([logits[:, ids].logsumexp(-1) for ids in (yes, no)], dim=-1)
-        for i, p in zip(rows, sums.softmax(-1)[:, 0].tolist()):
-            found[i] = p
+    with inference(lmm.model):
+        for rows in batches(items, renderer.prompt_lengths(items), batch_size):
+            logits = _logits(lmm, renderer, [items[i] for i in rows])
+            sums = torch.stack([logits[:, ids].logsumexp(-1) for ids in (yes, no)], dim=-1)
+            for i, p in zip(rows, sums.softmax(-1)[:, 0].tolist()):
+                found[i] = p
     return found
 
 

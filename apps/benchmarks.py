@@ -30,22 +30,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def benchmarks_of(settings: BenchmarkSettings, scenes: Mapping[str, Scene]) -> list[Benchmark]:
-    """The benchmarks that the settings name. DataError where a judge or the truth is missing."""
+def benchmarks_of(
+    settings: BenchmarkSettings, scenes: Mapping[str, Scene], *, judged: bool = True
+) -> list[Benchmark]:
+    """The benchmarks that the settings name, with one judge for all of them, or not ``judged``.
+
+    Raises:
+        DataError: a file of a benchmark, its truth or its judge is missing or unreadable.
+    """
     found: list[Benchmark] = []
+    judge = judge_of(settings) if judged else None
     boot: dict[str, Any] = {"n_boot": settings.bootstrap, "seed": settings.seed}
     pope = {k.removeprefix("pope_"): v for k, v in settings.benchmarks.items() if k.startswith("pope_")}
     if pope:
         splits = tuple(read_split(path, name, limit=settings.limit) for name, path in pope.items())
         found.append(PopeBenchmark(splits, prefix=settings.pope_prefix, **boot))
     if path := settings.benchmarks.get("mmhal"):
-        judge = judge_of(settings, scenes)
         more: dict[str, Any] = {"limit": settings.limit, "images": settings.images, **boot}
         if settings.judge is not None:
             more["repeats"] = settings.judge.repeats
         if settings.judge_prompt is not None:
             more["prompt"] = read_prompt(settings.judge_prompt)
-        found.append(read_benchmark(path, judge, **more))
+        found.append(read_benchmark(path, judge or (oracle(scenes) if judged else None), **more))
+    elif settings.judge_prompt is not None:
+        raise DataError("only MMHal's judge takes a prompt", key="judge_prompt", mend="leave it out")
     if path := settings.benchmarks.get("describe"):
         if not scenes:
             mend = "set world=FOLDER (the built-in world), or leave describe out"
@@ -60,7 +68,7 @@ def benchmarks_of(settings: BenchmarkSettings, scenes: Mapping[str, Scene]) -> l
     if path := settings.benchmarks.get("llava_bench"):
         files = [first_of(path, names, "benchmarks.llava_bench") for names in LLAVA_BENCH_FILES]
         questions = llava_bench.read_questions(*files, limit=settings.limit)
-        found.append(LlavaBenchBenchmark(questions, judge_of(settings, scenes, oracle=False), **boot))
+        found.append(LlavaBenchBenchmark(questions, judge, **boot))
     if path := settings.benchmarks.get("mmbench"):
         found.append(MmbenchBenchmark(mmbench.read_questions(path, limit=settings.limit), **boot))
     return found
@@ -170,10 +178,8 @@ def describe_items(path: str, limit: int | None) -> tuple[EvalItem, ...]:
     return tuple(items)
 
 
-def judge_of(
-    settings: BenchmarkSettings, scenes: Mapping[str, Scene], *, oracle: bool = True
-) -> Judge | None:
-    """Recorded verdicts if there are any, else the judge named, else the world's oracle, else nobody.
+def judge_of(settings: BenchmarkSettings) -> Judge | None:
+    """Recorded verdicts if there are any, else the judge named, else nobody.
 
     What a judge said is kept by content, so that no answer is paid for twice.
     """
@@ -183,9 +189,12 @@ def judge_of(
         cache = settings.judge.cache or Path(settings.output) / "verdict_cache.jsonl"
         judge, chunk = asked_judge(settings.judge)
         return CachedJudge(judge, cache, chunk=chunk)
-    if scenes and oracle:
-        return FunctionJudge("world-oracle", lambda request: oracle_says(scenes, request))
     return None
+
+
+def oracle(scenes: Mapping[str, Scene]) -> Judge | None:
+    """The built-in world's, who knows every scene; nobody without scenes."""
+    return FunctionJudge("world-oracle", lambda request: oracle_says(scenes, request)) if scenes else None
 
 
 def asked_judge(settings: JudgeSettings) -> tuple[Judge, int]:
@@ -194,23 +203,24 @@ def asked_judge(settings: JudgeSettings) -> tuple[Judge, int]:
         # imported here: scoring needs no torch but for this
         from apps.local_judge import LocalJudge
 
-        how = settings.local, settings.max_tokens, settings.temperature, settings.batch_size
-        return LocalJudge(*how), 4 * settings.batch_size
+        judge = LocalJudge(settings.local, settings.max_tokens, settings.temperature, settings.batch_size)
+        return judge, 4 * settings.batch_size
     # imported here: nobody else needs a client for the web
     from evals.endpoint import EndpointJudge
 
     assert settings.endpoint is not None
-    endpoint = endpoint_of(settings.endpoint, settings.max_tokens, settings.temperature)
-    return EndpointJudge(endpoint), 4 * settings.endpoint.workers
+    how: dict[str, Any] = {"max_tokens": settings.max_tokens, "temperature": settings.temperature}
+    how["whole"] = True
+    return EndpointJudge(endpoint_of(settings.endpoint, **how)), 4 * settings.endpoint.workers
 
 
-def endpoint_of(settings: EndpointSettings, max_tokens: int, temperature: float) -> Endpoint:
-    """The endpoint that the settings name."""
+def endpoint_of(settings: EndpointSettings, **more: Any) -> Endpoint:
+    """The endpoint that the settings name; ``more`` as ``Endpoint`` takes it."""
     from evals.endpoint import Endpoint, Price
 
     how = settings.model_dump(exclude={"price_input", "price_output"})
     price = Price(settings.price_input, settings.price_output)
-    return Endpoint(**how, price=price, max_tokens=max_tokens, temperature=temperature)
+    return Endpoint(**how, price=price, **more)
 
 
 def oracle_says(scenes: Mapping[str, Scene], request: JudgeRequest) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,12 @@ def run(first: Path, second: Path, output: Path) -> Path:
     if not found:
         mend = f"{first} has {', '.join(a.benchmarks)}; {second} has {', '.join(b.benchmarks)}"
         raise DataError("the two share no benchmark", file=str(second), mend=mend)
-    whole = {"first": a.name, "second": b.name, "benchmarks": found}
+    whole: dict[str, Any] = {"first": a.name, "second": b.name}
+    drawn = [run.results.get("decoding") for run in (a, b)]
+    if drawn[0] != drawn[1]:
+        # not a reason to stop: an endpoint's decoding, or a file's, may not be known
+        whole["decoding"] = dict(zip(("first", "second"), drawn, strict=True))
+    whole["benchmarks"] = found
     write_json(output / "compare.json", whole)
     write_report(output / "compare.html", page_of(whole))
     return output
@@ -54,8 +59,14 @@ def compare(benchmark: Benchmark, a: Part, b: Part) -> dict[str, Any]:
     by_rule = getattr(kept, "compare", None)
     judges = sorted(judge for judge, found in a.verdicts.items() if any(q in found for q in questions))
     if by_rule is None:
-        # rated by a judge: its verdicts are compared
-        result["by_judge"] = {judge: _rated(_both(judge, questions, a, b)) for judge in judges}
+        # rated by a judge: its words are compared, as each rule reads them
+        result["by_judge"] = {
+            judge: {
+                rule: _rated(_both(judge, questions, a, b), parse)
+                for rule, parse in getattr(kept, "ratings", {}).items()
+            }
+            for judge in judges
+        }
     elif len(judges) > 1:
         rules = [judge.removeprefix(f"{benchmark.name}/") for judge in judges]
         result["by_rule"] = {rule: by_rule(*answers, rule=rule) for rule in rules}
@@ -73,13 +84,16 @@ def _both(
     return [(one[q], two[q]) for q in questions if q in one and q in two]
 
 
-def _rated(both: Sequence[tuple[Verdict, Verdict]]) -> dict[str, Any]:
-    scores = [(x.score, y.score) for x, y in both if x.score is not None and y.score is not None]
+def _rated(both: Sequence[tuple[Verdict, Verdict]], parse: Callable[[str], float | None]) -> dict[str, Any]:
+    read = [(parse(x.reason or ""), parse(y.reason or ""), x.image or x.id) for x, y in both]
+    scores = [(one, two, image) for one, two, image in read if one is not None and two is not None]
+    found: dict[str, Any] = {"n": len(scores), "unrated": len(both) - len(scores)}
     if not scores:
-        return {"n": 0}
-    first, second = zip(*scores, strict=True)
+        return found
+    first, second, images = zip(*scores, strict=True)
     columns = (metrics.mean_columns(first), metrics.mean_columns(second))
-    return {"n": len(scores), "score": metrics.paired_difference(*columns, statistic=metrics.ratio).as_dict()}
+    difference = metrics.paired_difference(*columns, statistic=metrics.ratio, clusters=images)
+    return found | {"score": difference.as_dict()}
 
 
 def changed(both: Sequence[tuple[Verdict, Verdict]]) -> Iterator[dict[str, Any]]:
@@ -119,9 +133,11 @@ def page_of(whole: Mapping[str, Any]) -> Page:
             more = f"The first {SHOWN}; compare.json has all." if len(items) > SHOWN else ""
             sections.append(Table(title, columns, cells, more))
     title = f"{whole['first']} against {whole['second']}"
-    return Page(
-        title, sections, footer="Intervals: 95 % paired bootstrap. Where 0 lies in one, nothing is shown."
-    )
+    footer = "Intervals: 95 % paired bootstrap. Where 0 lies in one, nothing is shown."
+    if decoding := whole.get("decoding"):
+        drawn = "; ".join(f"{whole[side]}: {how or 'not known'}" for side, how in decoding.items())
+        sections.insert(0, Text(f"The two were not decoded alike. {drawn}.", title="Decoding"))
+    return Page(title, sections, footer=footer)
 
 
 def _told(side: Mapping[str, Any]) -> str:

@@ -41,15 +41,17 @@ class Shown:
     root: str | None
 
 
-def shown_of(runs: Sequence[Run]) -> Iterator[Shown]:
-    """Everything that the runs answered, named by their models.
+def shown_of(runs: Sequence[Run], benchmarks: Sequence[Benchmark] | None = None) -> Iterator[Shown]:
+    """Everything that the runs answered, named by their models; ``benchmarks`` as in ``answered``.
 
     Raises:
         DataError: a file of a benchmark is gone, or has changed since it was asked.
     """
     seen: set[str] = set()
     for run in runs:
-        for key, suffix, benchmark in answered(run):
+        if set(run.benchmarks) <= seen:
+            continue
+        for key, suffix, benchmark in answered(run, benchmarks):
             if key not in seen:
                 seen.add(key)
                 parts = {r.name: r.parts[suffix] for r in runs if suffix in r.parts}
@@ -135,7 +137,7 @@ def verdicts_on(benchmark: Benchmark, item: EvalItem, part: Part) -> dict[str, V
 
 def kind_of(answers: Sequence[Mapping[str, Verdict]]) -> str:
     """Which of ``KINDS`` an item is by the first rule or judge of each answer."""
-    bad = {is_bad(next(iter(verdicts.values()))) for verdicts in answers if verdicts}
+    bad = {is_bad(next(iter(verdicts.values()))) for verdicts in answers if verdicts} - {None}
     if not bad:
         return "not judged"
     if len(bad) > 1:
@@ -143,12 +145,14 @@ def kind_of(answers: Sequence[Mapping[str, Verdict]]) -> str:
     return "wrong or hallucinated" if bad.pop() else "right"
 
 
-def is_bad(verdict: Verdict) -> bool:
-    """A hallucination, a wrong answer, or one that the judge puts below the reference."""
+def is_bad(verdict: Verdict) -> bool | None:
+    """A hallucination, a wrong answer, or one that the judge puts below the reference; None: not rated."""
+    if verdict.score is None:
+        return None
     if verdict.label in ("hallucination", "none"):
         return verdict.label == "hallucination"
     reference = verdict.meta.get("reference")
-    return (verdict.score or 0.0) < (reference if isinstance(reference, int | float) else 1.0)
+    return verdict.score < (reference if isinstance(reference, int | float) else 1.0)
 
 
 def verdict_text(verdicts: Mapping[str, Verdict]) -> str:

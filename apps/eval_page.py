@@ -16,7 +16,7 @@ Found = Mapping[str, Mapping[str, Any]]
 RULES = ("official", "strict")
 TITLES = {"pope": "POPE", "mmhal": "MMHal", "describe": "Free descriptions", "chair": "CHAIR",
           "amber": "AMBER", "llava_bench": "LLaVA-Bench", "mmbench": "MMBench"}  # fmt: skip
-_GREY = "Grey: the thesis's {} (other models, on the benchmark's own pictures)."
+_GREY = "Published rows: the thesis's {} (other models, on the benchmark's own pictures)."
 
 #: benchmark -> name of its main figure, where it stands, what makes it a share of 1, published values of it
 MAIN: dict[str, tuple[str, tuple[str, ...], float, Mapping[str, float]]] = {
@@ -34,10 +34,16 @@ MAIN: dict[str, tuple[str, tuple[str, ...], float, Mapping[str, float]]] = {
 }  # fmt: skip
 
 
-def page_of(models: Found, sections: Sequence[Section] = ()) -> Page:
-    """Tables of every benchmark of the models (name -> ``results.json``'s benchmarks), then ``sections``."""
+def page_of(
+    models: Found, sections: Sequence[Section] = (), decoding: Mapping[str, str] | None = None
+) -> Page:
+    """Tables of every benchmark of the models (name -> ``results.json``'s benchmarks), then ``sections``.
+
+    ``decoding``: model -> how its answers were drawn, where that is known.
+    """
     subtitle = next(iter(models)) if len(models) == 1 else f"{len(models)} models"
-    footer = "Intervals: 95 % bootstrap over images."
+    drawn = "".join(f"\n{name}: {how}." for name, how in (decoding or {}).items())
+    footer = f"Intervals: 95 % bootstrap over images.{drawn}"
     return Page("Evaluation", [*sections_of(models), *sections], subtitle, footer=footer)
 
 
@@ -91,7 +97,11 @@ def overview(models: Found, keys: Sequence[str]) -> Table:
         rows.append([name, *(MAIN[key.split("@")[0]][3].get(name) for key in shown)])
     suffixes = (f" ({key})" if keys.count(key.split("@")[0]) and "@" in key else "" for key in shown)
     columns = ["model", *(MAIN[key.split("@")[0]][0] + suffix for key, suffix in zip(shown, suffixes))]
-    note = _GREY.format("Tables 9.5, H.1 and H.2") if known else ""
+    note = _GREY.format("Tables 9.3, 9.4, H.1 and H.2") if known else ""
+    if "MMHal score, 0-6" in columns:
+        note += " Its Table 9.5 gives LLaVA 7B an MMHal score of 1.3."
+    note += "".join({_next_token({name: b[key] for name, b in models.items() if key in b}): None
+                     for key in shown})  # fmt: skip
     return Table("Overview (official rules)", columns, rows, note, frozenset(range(ours, len(rows))))
 
 
@@ -256,7 +266,7 @@ def llava_bench_sections(title: str, found: Found) -> list[Section]:
         "unrated",
         "no verdict",
     ]
-    note = f"{_note(_told(found))} {_GREY.format('Table 9.5')}"
+    note = f"{_note(_told(found))} {_GREY.format('Table 9.3')}"
     return [Table(title, columns, rows, note, frozenset(range(ours, len(rows))), digits=1)]
 
 
@@ -270,7 +280,7 @@ def mmbench_sections(title: str, found: Found) -> list[Section]:
     ours = len(rows)
     rows += [[name, "official", None, value / 100, None, None] for name, value in published.MMBENCH.items()]
     columns = ["model", "rule", "n", "CircularEval", "file's order", "unparsed"]
-    note = f"{_note(_told(found))} {_GREY.format('Table 9.5')}"
+    note = f"{_note(_told(found))} {_GREY.format('Table 9.4')}"
     sections: list[Section] = [Table(title, columns, rows, note, frozenset(range(ours, len(rows))))]
     kinds = list(dict.fromkeys(kind for one in found.values() for kind in one["official"]["by_category"]))
     if kinds:
@@ -294,7 +304,7 @@ LAYOUTS: dict[str, Callable[[str, Found], list[Section]]] = {
 
 
 def answers_tables(models: Found) -> list[Section]:
-    """What did not fit in files of answers; nothing where none were scored."""
+    """What is missing, or did not fit in files of answers; nothing where neither can be."""
     rows: list[list[Cell]] = [
         [name, key, told["answered"], *(told[kind]["n"] for kind in answers.TROUBLES)]
         for name, benchmarks in models.items()
@@ -304,7 +314,7 @@ def answers_tables(models: Found) -> list[Section]:
     kinds = [kind.replace("_", " ") for kind in answers.TROUBLES]
     note = "The figures are of the items that have one answer; results.json names the first of each kind."
     columns = ["model", "benchmark", "answered", *kinds]
-    return [Table("Files of answers", columns, rows, note)] if rows else []
+    return [Table("Answers that are missing or do not fit", columns, rows, note)] if rows else []
 
 
 # --- cells and notes ---

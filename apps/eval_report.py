@@ -19,16 +19,19 @@ def run(folders: Sequence[str], output: Path, pictures: int = 12) -> Path:
     ``folders``: each a run's folder, or ``name=folder`` to call its model otherwise than the run does.
 
     Raises:
-        DataError: a folder without a finished evaluation, two of one name, or two that were asked different
-            versions of a benchmark.
+        DataError: a folder without a finished evaluation, two of one name, two that were asked different
+            versions of a benchmark, or an ``output`` that is a run's.
     """
+    if (output / "settings.yaml").exists():
+        raise DataError("is a run's own folder", file=str(output), mend="choose another output")
     runs = [named(text) for text in folders]
     check(runs)
     models = {run.name: run.benchmarks for run in runs}
+    drawn = {run.name: run.results["decoding"] for run in runs if "decoding" in run.results}
     write_json(output / "results.json", {"models": models})
     tables = [section for section in sections_of(models) if isinstance(section, Table)]
     write_text(output / "report.md", "\n".join(map(as_markdown, tables)))
-    write_report(output / "report.html", page_of(models, galleries(shown_of(runs), pictures)))
+    write_report(output / "report.html", page_of(models, galleries(shown_of(runs), pictures), drawn))
     return output
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from align.config import BenchmarkSettings, EvalSettings, ScoreSettings
+from align.config import EvalSettings, ScoreSettings
 from apps.benchmarks import benchmarks_of
-from data.jsonl import DataError, read_json, read_records, read_text
+from data.jsonl import DataError, read_json, read_records, read_rows, read_text
 from data.schema import Verdict
 from data.world.build import read_scenes
 from evals.pope import PopeBenchmark
@@ -34,7 +34,7 @@ class Run:
     """One finished evaluation."""
 
     folder: Path
-    settings: BenchmarkSettings
+    settings: EvalSettings | ScoreSettings
     results: dict[str, Any]
     #: "" for the run's own temperature, "@0.7" for a further one: what its benchmarks' names end in
     parts: dict[str, Part]
@@ -54,24 +54,45 @@ def read_run(folder: Path) -> Run:
     if not (folder / "results.json").is_file() or not (folder / "settings.yaml").is_file():
         mend = "give the output of `align eval run` or `align eval score`, finished"
         raise DataError("no finished evaluation in it", file=str(folder), mend=mend)
-    values = yaml.safe_load(read_text(folder / "settings.yaml"))
-    if "answers" in values:
-        settings: BenchmarkSettings = ScoreSettings.model_validate(values)
+    results = read_json(folder / "results.json")
+    if not isinstance(results, dict) or not {"model", "benchmarks"} <= results.keys():
+        mend = "give the output of `align eval run` or `align eval score`"
+        raise DataError("not the results of one evaluation", file=str(folder / "results.json"), mend=mend)
+    settings = _settings(folder / "settings.yaml")
+    if isinstance(settings, ScoreSettings):
         inside = {"": folder}
     else:
-        settings = EvalSettings.model_validate(values)
         main = settings.generate.temperature
         inside = {"": folder / f"t{main:g}"}
         inside |= {f"@{t:g}": folder / f"t{t:g}" for t in settings.describe_temperatures if t != main}
     parts = {suffix: _part(path) for suffix, path in inside.items()}
-    return Run(folder, settings, read_json(folder / "results.json"), parts)
+    return Run(folder, settings, results, parts)
+
+
+def _settings(path: Path) -> EvalSettings | ScoreSettings:
+    try:
+        values = yaml.safe_load(read_text(path))
+        kind: type[EvalSettings | ScoreSettings] = ScoreSettings if "answers" in values else EvalSettings
+        return kind.model_validate(values)
+    except (yaml.YAMLError, ValidationError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        mend = "evaluate again with this version"
+        raise DataError(f"not settings of this version ({reason})", file=str(path), mend=mend) from None
 
 
 def _part(folder: Path) -> Part:
     responses: dict[str, dict[str, str]] = {}
-    for line in read_text(folder / "responses.jsonl").splitlines():
-        row = json.loads(line)
-        responses.setdefault(row["benchmark"], {})[row["id"]] = row["response"]
+    if not (folder / "responses.jsonl").exists():
+        # a further temperature that no benchmark is asked at
+        return Part()
+    for line, row in read_rows(folder / "responses.jsonl"):
+        if isinstance(row, DataError):
+            raise row
+        try:
+            responses.setdefault(row["benchmark"], {})[row["id"]] = row["response"]
+        except KeyError as error:
+            rule = f"no {error.args[0]!r} in the row"
+            raise line.locate(DataError(rule, mend="evaluate again")) from None
     records = read_records(folder / "verdicts.jsonl", "verdict", strict=True)
     return Part(responses, by_judge(v for v in records if isinstance(v, Verdict)))
 
@@ -84,14 +105,18 @@ def by_judge(verdicts: Iterable[Verdict]) -> dict[str, dict[tuple[str, str], Ver
     return found
 
 
-def answered(run: Run) -> Iterator[tuple[str, str, Benchmark]]:
+def answered(run: Run, benchmarks: Sequence[Benchmark] | None = None) -> Iterator[tuple[str, str, Benchmark]]:
     """(name in the results, part, benchmark) of everything that a run answered.
+
+    ``benchmarks`` are read from the run's files, without their judges, where they are not at hand.
 
     Raises:
         DataError: a file of its benchmarks is gone, or has changed since.
     """
-    scenes = read_scenes(Path(run.settings.world)) if run.settings.world else {}
-    for benchmark in benchmarks_of(run.settings, scenes):
+    if benchmarks is None:
+        scenes = read_scenes(Path(run.settings.world)) if run.settings.world else {}
+        benchmarks = benchmarks_of(run.settings, scenes, judged=False)
+    for benchmark in benchmarks:
         for suffix, part in run.parts.items():
             if benchmark.name in part.responses:
                 check_asked(benchmark, run)

@@ -1,10 +1,10 @@
-"""``align eval``: a model on POPE, MMHal-style questions and free descriptions, by the shared runner."""
+"""``align eval``: a model, here or behind an endpoint, on the benchmarks, by the shared runner."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,22 +64,43 @@ def run(settings: EvalSettings) -> Path:
         model = name_of(settings)
         found = measure(settings, benchmarks, run_dir.path, model)
         hand_out(benchmarks, run_dir.path, settings.generate.temperature)
-        write_json(run_dir.path / "results.json", {"model": model, "benchmarks": found})
-        shown = galleries(shown_of([read_run(run_dir.path)]))
-        write_report(run_dir.path / "report.html", page_of({model: found}, shown))
-        missing = {name: one["answers"]["missing"]["n"] for name, one in found.items() if "answers" in one}
-        if missing:
-            told = ", ".join(f"{n} of {name}" for name, n in missing.items())
-            log.warning("answers are missing (%s): the same command with --resume asks for them again", told)
+        drawn = decoding(settings)
+        write_json(run_dir.path / "results.json", {"model": model, "decoding": drawn, "benchmarks": found})
+        shown = galleries(shown_of([read_run(run_dir.path)], benchmarks))
+        write_report(run_dir.path / "report.html", page_of({model: found}, shown, {model: drawn}))
+        lacking = lacks(settings, found)
+        if lacking:
+            log.warning("%s: the same command with --resume asks again", "; ".join(lacking))
         else:
             run_dir.done()
     return run_dir.path
 
 
+def lacks(settings: EvalSettings, found: Mapping[str, Any]) -> list[str]:
+    """Answers and verdicts that a second run might get, in words."""
+    missing = {name: one["answers"]["missing"]["n"] for name, one in found.items() if "answers" in one}
+    asks = settings.judge is not None and not settings.verdicts
+    unjudged = {name: len(one["unjudged"]) for name, one in found.items() if asks and one.get("unjudged")}
+    kinds = {"answers": missing, "verdicts": unjudged}
+    return [
+        f"{kind} are missing ({', '.join(f'{n} of {name}' for name, n in of.items())})"
+        for kind, of in kinds.items()
+        if of
+    ]
+
+
+def decoding(settings: EvalSettings) -> str:
+    """How the answers were drawn, for the tables' notes."""
+    how = settings.generate
+    drawn = "greedy" if how.temperature == 0 else f"temperature {how.temperature:g}, top-p {how.top_p:g}"
+    told = f"{drawn}, at most {how.max_new_tokens} new tokens"
+    return f"{told}; yes/no by the first token" if settings.yes_no == "next_token" else told
+
+
 def name_of(settings: EvalSettings) -> str:
     """What the tables call the model."""
     if settings.endpoint is not None:
-        return endpoint_of(settings.endpoint, 1, 0.0).name
+        return endpoint_of(settings.endpoint).name
     assert settings.model is not None
     return settings.model.name
 
@@ -161,7 +182,10 @@ def asked_endpoint(
     """The endpoint's answers; what asking for those that ``folder`` lacks may cost is said first."""
     assert settings.endpoint is not None
     answerer = EndpointAnswerer(
-        endpoint_of(settings.endpoint, how.max_new_tokens, how.temperature), settings.images
+        endpoint_of(
+            settings.endpoint, max_tokens=how.max_new_tokens, temperature=how.temperature, top_p=how.top_p
+        ),
+        settings.images,
     )
     known = {(row.get("benchmark"), row.get("id")) for row in Journal(folder / "responses.jsonl").rows}
     answerer.announce([i for b in benchmarks for i in b.items if (b.name, i.id) not in known])
@@ -188,7 +212,8 @@ class Answerer:
 
     A sampled answer depends on the batch in which it is drawn. So the benchmarks' items are cut into fixed
     chunks, each with a seed of its own, and a chunk is always answered as a whole: a resumed run gives the
-    answers of an unbroken one, wherever it was cut. Each picture of a chunk is opened and encoded once.
+    answers of an unbroken one, wherever it was cut (with the same readable pictures). Each picture of a chunk
+    is opened and encoded once.
 
     With ``p_yes`` yes/no answers are not generated: P(yes) goes there, and the likelier is the answer.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 
 from align.config import GenerateSettings, ModelSettings
 from align.models.lmm import ModelError
+from align.render import break_tokens
 from align.schedule import step_seed
+from evals.journal import content_hash
 from evals.judges import JudgeRequest
 
 
@@ -21,18 +24,24 @@ class LocalJudge:
     """
 
     def __init__(self, model: ModelSettings, max_tokens: int, temperature: float, batch_size: int) -> None:
-        self.settings = model
+        self.model = model
         self.how = GenerateSettings(max_new_tokens=max_tokens, temperature=temperature, batch_size=batch_size)
         self._says: Any = None
 
     @property
     def name(self) -> str:
-        return self.settings.name
+        return self.model.name
+
+    @property
+    def settings(self) -> str:
+        """Hash of what decides its words beside the request."""
+        model = self.model.model_dump(mode="json", exclude={"device"})
+        return content_hash([model, self.how.max_new_tokens, self.how.temperature])
 
     def judge(self, requests: Sequence[JudgeRequest]) -> dict[str, str]:
-        """The model's words by id; equal requests get equal words, a repeat is sampled anew."""
+        """The model's words by id; at a temperature above 0 each repeat is drawn with a seed of its own."""
         if self._says is None:
-            self._says = _speaker(self.settings)
+            self._says = _speaker(self.model)
         found: dict[str, str] = {}
         for repeat in sorted({request.repeat for request in requests}):
             asked = [request for request in requests if request.repeat == repeat]
@@ -77,6 +86,7 @@ class _Text:
     def __init__(self, settings: ModelSettings) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from align.models.lmm import named_errors
         from align.models.quantized import quantization
 
         if settings.adapters:
@@ -86,40 +96,45 @@ class _Text:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, settings.dtype)
-        options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": settings.trust_remote_code}
+        trust = settings.trust_remote_code
+        options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust}
+        options["attn_implementation"] = settings.attention
         if settings.bits:
             options |= {"quantization_config": quantization(settings.bits, dtype), "device_map": {"": device}}
-        trust = settings.trust_remote_code
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=trust)
+        with named_errors(settings.path, OSError, ValueError):
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=trust)
+            self.model: Any = AutoModelForCausalLM.from_pretrained(settings.path, **options)
         if self.tokenizer.chat_template is None:
             rule = f"{settings.path}: has no chat template"
             raise ModelError(f"{rule}; a judge must be a chat model (judge.local.path)")
-        self.model: Any = AutoModelForCausalLM.from_pretrained(settings.path, **options)
         if not settings.bits:
             self.model = self.model.to(device)
         self.model.eval()
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        longest_first = sorted((token for token in added if token.strip()), key=len, reverse=True)
+        # a response must not end its turn and speak as the judge
+        self.special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], how: GenerateSettings, seed: int) -> list[str]:
-        from align.generate import seeded
+        from align.generate import decoding, seeded
 
         texts: list[str] = []
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if how.temperature > 0:
-            sampling = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
+        broken = (break_tokens(prompt, self.special) for prompt in prompts)
+        chats = [[{"role": "user", "content": prompt}] for prompt in broken]
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        known = sorted({end for end in (*ends, self.tokenizer.eos_token_id) if end is not None})
+        config = decoding(how, known, self.tokenizer.pad_token_id)
         with seeded(seed, self.model.device):
             for start in range(0, len(chats), how.batch_size):
                 batch = self.tokenizer.apply_chat_template(
                     chats[start : start + how.batch_size], add_generation_prompt=True, return_dict=True,
                     return_tensors="pt", padding=True, padding_side="left",
                 ).to(self.model.device)  # fmt: skip
-                out = self.model.generate(
-                    **batch, **sampling, max_new_tokens=how.max_new_tokens,
-                    pad_token_id=self.tokenizer.pad_token_id,
-                )  # fmt: skip
+                out = self.model.generate(**batch, generation_config=config)
                 said = out[:, batch["input_ids"].shape[1] :]
                 texts += self.tokenizer.batch_decode(said, skip_special_tokens=True)
         return [text.strip() for text in texts]

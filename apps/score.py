@@ -1,4 +1,4 @@
-"""``align eval score``: benchmarks scored from files of answers, whoever gave them. No model, no torch."""
+"""``align eval score``: benchmarks scored from files of answers; torch is loaded for a local judge alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from evals.answers import Answers, read_answers
 from evals.objects import ObjectBenchmark
 from evals.pope import PopeBenchmark
 from evals.report import write_report
-from evals.runner import Benchmark, row_of
+from evals.runner import Benchmark, row_of, writable
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def run(settings: ScoreSettings) -> Path:
             told(benchmark.name, found)
             scored = answer_files.score(benchmark, found)
             results[benchmark.name] = scored.result
-            verdicts += scored.verdicts
+            verdicts += [writable(verdict) for verdict in scored.verdicts]
             part = Part({benchmark.name: dict(found.texts)}, by_judge(scored.verdicts))
             shown.append(Shown(benchmark.name, benchmark, {settings.name: part}, settings.images))
             responses += [

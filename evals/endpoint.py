@@ -11,6 +11,7 @@ import base64
 import email.utils
 import io
 import logging
+import math
 import os
 import re
 import threading
@@ -26,6 +27,7 @@ import httpx
 from data.images import image_bytes, open_image
 from data.jsonl import DataError
 from data.schema import Image
+from evals.journal import content_hash
 from evals.judges import JudgeRequest
 from evals.runner import EvalItem
 
@@ -41,6 +43,10 @@ CHARACTERS_A_TOKEN = 4.0
 
 class EndpointError(Exception):
     """One request failed for good; the text says how, without the key."""
+
+
+class EndpointRefusal(EndpointError):
+    """The server does not accept the key: no further request can do better."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,9 @@ class Endpoint:
     workers: int = 4
     max_tokens: int = 1024
     temperature: float = 0.0
+    top_p: float = 1.0
+    #: a reply that was cut at ``max_tokens`` is a failure
+    whole: bool = False
     price: Price = field(default_factory=Price)
     #: seconds before the first further try; doubles each time
     pause: float = 1.0
@@ -83,9 +92,21 @@ class Endpoint:
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            mend = "give the API's root, e.g. http://localhost:8000/v1"
+        mend = "give the API's root, e.g. http://localhost:8000/v1"
+        try:
+            url = httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise DataError(f"the address cannot be read ({error})", key="url", mend=mend) from None
+        if url.scheme not in ("http", "https") or not url.host:
             raise DataError(f"{self.url!r} is no web address", key="url", mend=mend)
+        if url.userinfo:
+            mend = "leave it out, and give the key by the environment variable that key_env names"
+            raise DataError("the address holds a user's name or password", key="url", mend=mend)
+        if not self.key_env.isidentifier():
+            mend = "give the variable's name, not the key"
+            raise DataError("key_env is no name of an environment variable", key="key_env", mend=mend)
+        if not (key := self._key()).isascii() or not key.isprintable():
+            raise DataError(f"the key in {self.key_env} is no plain text", key="key_env", mend="set it again")
         self._next = 0.0
         self._lock = threading.Lock()
 
@@ -114,18 +135,26 @@ class Endpoint:
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
         }
+        if self.top_p < 1:
+            body["top_p"] = self.top_p
         if client is None:
             with httpx.Client(timeout=self.timeout) as own:
                 return self._tries(own, body)
         return self._tries(client, body)
 
     def chat_all(self, contents: Sequence[str | list[dict[str, Any]]]) -> list[str | EndpointError]:
-        """Replies in order; an error stands where a request failed, so that the others are not lost."""
+        """Replies in order; an error stands where a request failed, so that the others are not lost.
+
+        Raises:
+            EndpointRefusal: the server does not accept the key.
+        """
         with httpx.Client(timeout=self.timeout) as client, ThreadPoolExecutor(self.workers) as pool:
 
             def one(content: str | list[dict[str, Any]]) -> str | EndpointError:
                 try:
                     return self.chat(content, client=client)
+                except EndpointRefusal:
+                    raise
                 except EndpointError as error:
                     return error
 
@@ -145,21 +174,27 @@ class Endpoint:
                 problem, pause = type(error).__name__, None
             else:
                 if reply.status_code == 200:
-                    return _text_of(reply)
+                    return _text_of(reply, whole=self.whole)
                 problem = f"status {reply.status_code}"
+                if reply.status_code in (401, 403):
+                    mend = f"check the key in the environment variable {self.key_env}"
+                    raise EndpointRefusal(f"{self.name}: {problem}{self._told(reply)}; {mend}")
                 if reply.status_code not in _AGAIN:
                     raise EndpointError(f"{self.name}: {problem}{self._told(reply)}")
                 pause = _asked_pause(reply)
             if last:
                 tries = f"{self.retries + 1} tries" if self.retries else "one try"
                 raise EndpointError(f"{self.name}: {problem} after {tries}")
-            wait = self.pause * 2**trial if pause is None else pause
+            wait = max(self.pause * 2**trial, pause or 0.0)
             log.debug("%s: %s; trying again in %.1f s", self.name, problem, wait)
             self.sleep(wait)
         raise AssertionError("unreachable")
 
+    def _key(self) -> str:
+        return os.environ.get(self.key_env, "").strip()
+
     def _headers(self) -> dict[str, str]:
-        key = os.environ.get(self.key_env)
+        key = self._key()
         return {"Authorization": f"Bearer {key}"} if key else {}
 
     def _told(self, reply: httpx.Response) -> str:
@@ -169,7 +204,7 @@ class Endpoint:
             text = str(found["message"] if isinstance(found, dict) else found)
         except (ValueError, KeyError, TypeError):
             return ""
-        if key := os.environ.get(self.key_env):
+        if key := self._key():
             text = text.replace(key, "(the key)")
         return f" ({_KEY.sub('(a key)', text)[:200]})"
 
@@ -195,16 +230,20 @@ def _asked_pause(reply: httpx.Response) -> float | None:
             seconds = email.utils.parsedate_to_datetime(asked).timestamp() - time.time()
         except (TypeError, ValueError):
             return None
-    return min(max(seconds, 0.0), 300.0)
+    return min(max(seconds, 0.0), 300.0) if math.isfinite(seconds) else None
 
 
-def _text_of(reply: httpx.Response) -> str:
+def _text_of(reply: httpx.Response, *, whole: bool) -> str:
     try:
-        text = reply.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        text = None
+        choice = reply.json()["choices"][0]
+        text = choice["message"]["content"]
+        cut = choice.get("finish_reason") == "length"
+    except (ValueError, LookupError, TypeError, AttributeError):
+        text, cut = None, False
     if not isinstance(text, str) or not text.strip():
         raise EndpointError("the reply holds no text")
+    if cut and whole:
+        raise EndpointError("the reply was cut at max_tokens; allow more")
     return text
 
 
@@ -272,6 +311,12 @@ class EndpointJudge:
     @property
     def name(self) -> str:
         return self.endpoint.name
+
+    @property
+    def settings(self) -> str:
+        """Hash of what decides its words beside the request."""
+        of = self.endpoint
+        return content_hash([of.url, of.model, of.max_tokens, of.temperature, of.top_p])
 
     def announce(self, requests: Sequence[JudgeRequest]) -> None:
         """Say how many requests there will be and what they may cost; a warning, since it may be money."""

@@ -78,14 +78,20 @@ class FunctionJudge:
 class CachedJudge:
     """Keeps every verdict of another judge on disk, by the content judged; never asks twice.
 
-    A changed prompt, response or judge name is other content. Several judges may share one file.
+    A changed prompt, response or judge is other content: a judge may have ``settings`` (a hash of all that
+    decides its words) beside its name. Several judges may share one file.
     """
 
     def __init__(self, judge: Judge, path: str | Path, *, chunk: int = 16) -> None:
         self.inner, self.chunk = judge, chunk
         self.journal = Journal(path)
         self.asked = 0
-        self._known = {row["key"]: row["text"] for row in self.journal.rows if row.get("judge") == judge.name}
+        self._who = {"judge": judge.name, "settings": getattr(judge, "settings", None)}
+        self._known = {
+            row["key"]: row["text"]
+            for row in self.journal.rows
+            if all(row.get(key) == value for key, value in self._who.items())
+        }
 
     @property
     def name(self) -> str:
@@ -110,7 +116,7 @@ class CachedJudge:
             said = self.inner.judge([request for _, request in part])
             given = {key: said[request.id] for key, request in part if isinstance(said.get(request.id), str)}
             self.journal.add(
-                {"judge": self.name, "key": key, "id": request.id, "text": given[key]}
+                {**self._who, "key": key, "id": request.id, "text": given[key]}
                 for key, request in part
                 if key in given
             )

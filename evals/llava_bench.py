@@ -166,10 +166,24 @@ class LlavaBenchBenchmark:
             for q in self.questions
         ]
 
+    @property
+    def ratings(self) -> dict[str, Callable[[str], float | None]]:
+        """Rule -> the model's score that it reads from a judge's words; None is left out."""
+
+        def official(text: str) -> float:
+            return (scores_official(text) or (-1.0, -1.0))[1]
+
+        def strict(text: str) -> float | None:
+            found = scores_strict(text)
+            return None if found is None else found[1]
+
+        return {"official": official, "strict": strict}
+
     def _figures(self, scores: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
         def figure(items: list[BenchItem]) -> dict[str, Any]:
             table = np.array([[scores[q.id][1], scores[q.id][0]] for q in items], dtype=float)
-            found = metrics.bootstrap(table, relative, n_boot=self.n_boot, seed=self.seed).as_dict()
+            options: dict[str, Any] = {"clusters": [q.image for q in items], "n_boot": self.n_boot}
+            found = metrics.bootstrap(table, relative, seed=self.seed, **options).as_dict()
             means = {"model": float(table[:, 0].mean()), "reference": float(table[:, 1].mean())}
             return {"relative": found, "means": means}
 

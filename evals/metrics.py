@@ -169,7 +169,6 @@ def auroc(
     _, level_of = np.unique(score, return_inverse=True)
 
     def area(weights: Floats) -> Floats:
-        wins = np.zeros(len(weights))
         both = np.zeros((len(weights), int(level_of.max(initial=-1)) + 1, 2))
         for column, chosen in enumerate((~label, label)):
             np.add.at(both[:, :, column].T, level_of[chosen], weights[:, chosen].T)
@@ -183,7 +182,7 @@ def auroc(
     rng = np.random.default_rng(seed)
     share = np.full(len(places), 1 / len(places))
     # in parts: a weight for every item of every resample at once would take gigabytes on a large set
-    size = max(1, 4_000_000 // len(score))
+    size = max(1, _CHUNK // len(score))
     drawn = np.concatenate([
         area(rng.multinomial(len(places), share, size=min(size, n_boot - start))[:, of].astype(float))
         for start in range(0, n_boot, size)

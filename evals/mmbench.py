@@ -168,6 +168,7 @@ class MmbenchBenchmark:
             metrics.mean_columns(a),
             metrics.mean_columns(b),
             metrics.ratio,
+            clusters=[q.image.id if q.image else q.id for q in self.questions],
             n_boot=self.n_boot,
             seed=self.seed,
         )
@@ -189,7 +190,9 @@ class MmbenchBenchmark:
         }
 
     def _figures(self, right: Mapping[str, list[bool]]) -> dict[str, Any]:
-        options: dict[str, Any] = {"n_boot": self.n_boot, "seed": self.seed}
+        images = {q.id: q.image.id if q.image else q.id for q in self.questions}
+        clusters = [images[name] for name in right]
+        options: dict[str, Any] = {"clusters": clusters, "n_boot": self.n_boot, "seed": self.seed}
         return {
             "circular": metrics.mean_interval([all(r) for r in right.values()], **options).as_dict(),
             "vanilla": metrics.mean_interval([r[0] for r in right.values()], **options).as_dict(),

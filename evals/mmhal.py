@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,7 +24,7 @@ from data.schema import Image, Verdict
 from evals import metrics
 from evals.journal import content_hash, file_hash
 from evals.judges import Judge, JudgeRequest, announce
-from evals.parse import RATING_RULES, rating_official, ratings_found
+from evals.parse import RATING_RULES, rating_official, rating_strict, ratings_found
 from evals.runner import EvalItem, Scored, check_ids
 
 #: question types in the official file's order (an item's type is its index mod 8)
@@ -213,12 +213,13 @@ class MmhalBenchmark:
 
     def _figures(self, found: Mapping[str, int | None], rule: str) -> dict[str, Any]:
         questions, kept = self._by_id(), self._kept(found, rule)
-        options: dict[str, Any] = {"n_boot": self.n_boot, "seed": self.seed}
 
         def figures(names: list[str]) -> dict[str, Any]:
             scores = [kept[name] for name in names]
             if not scores:
                 return {"score": None, "hallucination_rate": None}
+            images = [questions[name].image_id for name in names]
+            options: dict[str, Any] = {"clusters": images, "n_boot": self.n_boot, "seed": self.seed}
             false = [score < NO_HALLUCINATION for score in scores]
             return {
                 "score": metrics.mean_interval(scores, **options).as_dict(),
@@ -233,6 +234,11 @@ class MmhalBenchmark:
             "by_type": {kind: figures(of_type[kind]) for kind in order},
             "unrated": [name for name, rating in found.items() if rating is None],
         }
+
+    @property
+    def ratings(self) -> dict[str, Callable[[str], float | None]]:
+        """Rule -> what it makes of a judge's words; None is left out."""
+        return {"official": lambda text: float(rating_official(text) or 0), "strict": rating_strict}
 
     def _noise(self, rounds: Sequence[Mapping[str, str]], rule: str) -> dict[str, Any]:
         """How much the score moves when the same judge is asked again: each round's, and an interval."""
@@ -249,17 +255,19 @@ class MmhalBenchmark:
         for request in requests:
             if request.id not in said:
                 continue
-            rating = rating_official(said[request.id]) or 0
+            # one that cannot be read is no rating here, whatever the official rule counts it as
+            rating = rating_official(said[request.id])
+            false = rating is not None and rating < NO_HALLUCINATION
             found.append(
                 Verdict(
                     id=request.id,
                     image=request.image,
                     question=request.question,
                     response=request.response,
-                    score=float(rating),
+                    score=rating,
                     judge=self.judge.name,
                     reason=said[request.id],
-                    label="hallucination" if rating < NO_HALLUCINATION else "none",
+                    label="unrated" if rating is None else "hallucination" if false else "none",
                     meta={"type": questions[request.id].question_type},
                 )
             )

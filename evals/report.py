@@ -284,7 +284,10 @@ def write_report(path: str | Path, page: Page) -> None:
 
 
 def as_markdown(table: Table) -> str:
-    """A table with its title as Markdown; an interval of fewer items than the most says how many."""
+    """A table with its title as Markdown; an interval of fewer items than the most says how many.
+
+    Muted rows are set in italics and called published.
+    """
     intervals = [cell for row in table.rows for cell in row if isinstance(cell, Interval)]
     most = max((cell.n for cell in intervals), default=0)
 
@@ -302,7 +305,13 @@ def as_markdown(table: Table) -> str:
             return f"{cell:.{table.digits}f}"
         return " ".join(str(cell).split()).replace("|", "\\|")
 
-    lines = ["| " + " | ".join(map(text_of, row)) + " |" for row in (table.columns, *table.rows)]
+    def row_of(place: int, row: Sequence[Cell]) -> str:
+        cells = [text_of(cell) for cell in row]
+        if place in table.muted_rows:
+            cells = [f"*{cell}*" if cell else "" for cell in [f"{cells[0]} (published)", *cells[1:]]]
+        return "| " + " | ".join(cells) + " |"
+
+    lines = [row_of(place, row) for place, row in enumerate((table.columns, *table.rows), start=-1)]
     lines.insert(1, "|" + " --- |" * len(table.columns))
     note = f"\n{table.note}\n" if table.note else ""
     return f"**{table.title}**\n\n" + "\n".join(lines) + f"\n{note}"

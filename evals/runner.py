@@ -75,19 +75,19 @@ class YesNo(Protocol):
 
 
 def ranked(benchmark: YesNo, p_yes: Mapping[str, float]) -> dict[str, Any]:
-    """AUROC of P(yes) in each group of questions, images resampled; it needs no threshold."""
-    return {
-        group: {
-            "auroc": metrics.auroc(
-                [p_yes[name] for name, _, _ in asked],
-                [label == "yes" for _, _, label in asked],
-                clusters=[image for _, image, _ in asked],
-                n_boot=benchmark.n_boot,
-                seed=benchmark.seed,
-            ).as_dict()
-        }
-        for group, asked in benchmark.yes_no.items()
-    }
+    """AUROC of P(yes) in each group of questions, images resampled; it needs no threshold.
+
+    Over the questions that have a P(yes): the interval's n says how many.
+    """
+    found: dict[str, Any] = {}
+    for group, every in benchmark.yes_no.items():
+        asked = [(p_yes[name], image, label) for name, image, label in every if name in p_yes]
+        if asked:
+            scores, images, labels = zip(*asked, strict=True)
+            options: dict[str, Any] = {"n_boot": benchmark.n_boot, "seed": benchmark.seed}
+            area = metrics.auroc(scores, [label == "yes" for label in labels], clusters=images, **options)
+            found[group] = {"auroc": area.as_dict()}
+    return found
 
 
 def check_ids(what: str, wanted: Iterable[str], given: Iterable[str]) -> None:
@@ -214,7 +214,7 @@ def run(
         results[benchmark.name] = scored.result
         verdicts += scored.verdicts
     whole = {"model": model, "settings": settings, "benchmarks": results}
-    write_records(folder / "verdicts.jsonl", (_writable(v) for v in verdicts))
+    write_records(folder / "verdicts.jsonl", (writable(v) for v in verdicts))
     write_json(folder / "results.json", whole)
     return whole
 
@@ -224,7 +224,7 @@ def benchmark_score(benchmark: Benchmark, responses: dict[str, str]) -> Scored:
     return benchmark.score(responses)
 
 
-def _writable(verdict: Verdict) -> Verdict:
+def writable(verdict: Verdict) -> Verdict:
     """Lone surrogates, which UTF-8 cannot hold, as question marks."""
     texts = {"response": verdict.response, "reason": verdict.reason}
     clean = {k: v and v.encode("utf-8", "replace").decode() for k, v in texts.items()}

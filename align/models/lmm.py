@@ -141,7 +141,7 @@ def load(settings: ModelSettings, *, trainable: bool = False) -> Lmm:
         small = {"quantization_config": quantization(settings.bits, dtype), "device_map": {"": device}}
     for adapter in settings.adapters:
         _fetch_config(adapter)
-    with _named(settings.path, OSError):
+    with named_errors(settings.path, OSError):
         model = AutoModelForImageTextToText.from_pretrained(
             settings.path, **options, **({} if settings.adapters else small)
         )
@@ -160,7 +160,7 @@ def load(settings: ModelSettings, *, trainable: bool = False) -> Lmm:
 
 def load_processor(settings: ModelSettings) -> Any:
     """The processor of a checkpoint, without its weights. Raises ModelError for one that cannot be had."""
-    with _named(settings.path, OSError):
+    with named_errors(settings.path, OSError):
         return AutoProcessor.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
 
 
@@ -169,19 +169,19 @@ def _fetch_config(adapter: str) -> None:
     from peft import PeftConfig
 
     # PEFT says ValueError of what it cannot fetch
-    with _named(adapter, OSError, ValueError):
+    with named_errors(adapter, OSError, ValueError):
         PeftConfig.from_pretrained(adapter)
 
 
 def _merged(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
-    with _named(adapter, OSError):
+    with named_errors(adapter, OSError):
         return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
 @contextlib.contextmanager
-def _named(path: str, *errors: type[Exception]) -> Iterator[None]:
+def named_errors(path: str, *errors: type[Exception]) -> Iterator[None]:
     """Turn what the libraries say of a missing, unreachable or damaged checkpoint into a ModelError."""
     try:
         yield

@@ -11,7 +11,7 @@ import pytest
 from apps import cli
 from apps.compare import compare
 from apps.eval_runs import Part
-from data.jsonl import read_json
+from data.jsonl import read_json, write_records
 from data.schema import Image, Verdict
 from evals.runner import EvalItem, Scored
 
@@ -78,7 +78,7 @@ def test_a_folder_that_is_no_evaluation_is_named(tmp_path: Path, capsys: pytest.
 
 def _verdict(question: str, score: float) -> Verdict:
     return Verdict(id="0", image="i", question=question, response=f"say {score}", label="x", score=score,
-                   judge="judge/one at host")  # fmt: skip
+                   judge="judge/one at host", reason=f"Rating: {score:g}")  # fmt: skip
 
 
 def test_ids_that_two_judged_benchmarks_share_are_told_apart() -> None:
@@ -88,6 +88,8 @@ def test_ids_that_two_judged_benchmarks_share_are_told_apart() -> None:
 
     class Judged:
         """A benchmark that a judge rates, of one question."""
+
+        ratings = {"official": lambda text: float(text[-1]), "strict": lambda text: None}
 
         def __init__(self, name: str, question: str) -> None:
             self.name, self.items = name, [EvalItem("0", Image(id="i", path="i.png"), question)]
@@ -101,8 +103,40 @@ def test_ids_that_two_judged_benchmarks_share_are_told_apart() -> None:
     one = part_of({"Q of mmhal": 4.0, "Q of the other": 1.0})
     two = part_of({"Q of mmhal": 4.0, "Q of the other": 3.0})
     found = compare(Judged("mmhal", "Q of mmhal"), one, two)
-    assert found["by_judge"]["judge/one at host"]["score"]["value"] == 0.0
+    assert found["by_judge"]["judge/one at host"]["official"]["score"]["value"] == 0.0
+    # what a rule cannot read is in no mean
+    assert found["by_judge"]["judge/one at host"]["strict"] == {"n": 0, "unrated": 1}
     assert found["changed"] == {"judge/one at host": []}
     found = compare(Judged("llava_bench", "Q of the other"), one, two)
-    assert found["by_judge"]["judge/one at host"]["score"]["value"] == -2.0
+    assert found["by_judge"]["judge/one at host"]["official"]["score"]["value"] == -2.0
     assert [item["question"] for item in found["changed"]["judge/one at host"]] == ["Q of the other"]
+
+
+def test_words_without_a_rating_are_no_zero(tmp_path: Path, world: Path) -> None:
+    """Official counts what cannot be read as 0, strict leaves it out; both stand there, with how many."""
+
+    def scored(name: str, words: str) -> Path:
+        answers, verdicts = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.verdicts.jsonl"
+        answers.write_text("".join(f'{{"id": {i}, "answer": "a cup"}}\n' for i in range(12)))
+        questions = [row["question"] for row in json.loads((world / "eval/mmhal.json").read_text())]
+        write_records(verdicts, [
+            Verdict(id=str(i), question=q, response="a cup", judge="people",
+                    reason=words if i % 2 else "Rating: 6")
+            for i, q in enumerate(questions)
+        ])  # fmt: skip
+        command = ["eval", "score", f"benchmarks.mmhal={world / 'eval/mmhal.json'}", f"verdicts={verdicts}"]
+        command += ["--answers", str(answers), "--output", str(tmp_path / name), f"name={name}"]
+        assert cli.main([*command, f"world={world}"]) == 0
+        return tmp_path / name
+
+    one, two = scored("one", "Rating: 6"), scored("two", "I cannot rate this.")
+    found = read_json(two / "results.json")["benchmarks"]["mmhal"]
+    assert (found["official"]["score"]["value"], found["strict"]["score"]["value"]) == (3.0, 6.0)
+    assert cli.main(["eval", "compare", str(one), str(two), "--output", str(tmp_path / "diff")]) == 0
+    by_judge = read_json(tmp_path / "diff/compare.json")["benchmarks"]["mmhal"]["by_judge"]
+    rules = by_judge["recorded people"]
+    assert rules["official"]["score"]["value"] == 3.0 and rules["official"]["n"] == 12
+    assert rules["strict"]["score"]["value"] == 0.0
+    assert (rules["strict"]["n"], rules["strict"]["unrated"]) == (6, 6)
+    page = (two / "report.html").read_text()
+    assert "recorded people: no rating" in page and "not judged" in page

@@ -77,7 +77,7 @@ def test_models_stand_side_by_side(report: Path, runs: list[Path]) -> None:
     row = next(line for line in text.splitlines() if line.startswith("| talker"))
     # always "yes" on a half-half set
     assert f1["value"] == pytest.approx(2 / 3) and row.startswith("| talker | 0.667 [")
-    assert "| LLaVA-RLHF 13B | 0.819 | 2.530 |" in text
+    assert "| *LLaVA-RLHF 13B (published)* | *0.819* | *2.530* |" in text
     page = (report / "report.html").read_text("utf-8")
     assert 'class="muted"' in page and page.count("<figure") == 3 * 12
     # answers are text on the page, whatever they hold
@@ -101,6 +101,38 @@ def test_runs_are_named_apart(runs: list[Path], tmp_path: Path, capsys: pytest.C
     assert cli.main(["eval", "report", *named, "--pictures", "0", "--output", str(tmp_path / "r")]) == 0
     assert list(read_json(tmp_path / "r/results.json")["models"]) == ["one", "two"]
     assert "<script" not in (tmp_path / "r/report.html").read_text("utf-8")
+
+
+def test_a_run_s_own_folder_is_no_place_for_a_report(
+    runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in runs[0].iterdir() if path.is_file()}
+    assert cli.main(["eval", "report", str(runs[0]), "--output", str(runs[0])]) == 2
+    assert "is a run's own folder; choose another output" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in runs[0].iterdir() if path.is_file()} == before
+
+
+def test_runs_that_cannot_be_read_are_named(
+    runs: list[Path], report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(runs[0], older)
+    settings = (older / "settings.yaml").read_text("utf-8")
+    (older / "settings.yaml").write_text(settings + "former_key: 1\n")
+    assert cli.main(["eval", "report", str(older), "--output", str(tmp_path / "r")]) == 2
+    assert "older/settings.yaml: not settings of this version (" in capsys.readouterr().err
+    (older / "settings.yaml").write_text(settings)
+    shutil.copy(report / "results.json", older / "results.json")
+    assert cli.main(["eval", "report", str(older), "--output", str(tmp_path / "r")]) == 2
+    assert "not the results of one evaluation; give the output of" in capsys.readouterr().err
+
+
+def test_answers_with_line_ends_of_other_kinds_are_read_back(world: Path, tmp_path: Path) -> None:
+    odd = "No\u2028way\u0085, not\x0cone."
+    run = _score(world, tmp_path / "odd", "odd", {"pope": odd, "mmha": odd, "desc": odd})
+    assert cli.main(["eval", "report", str(run), "--output", str(tmp_path / "r")]) == 0
+    found = read_run(run).parts[""].responses
+    assert set(found["pope"].values()) == {odd}
 
 
 def test_other_questions_do_not_share_a_table(world: Path, runs: list[Path], tmp_path: Path) -> None:

@@ -281,6 +281,14 @@ def test_sampled_answers_follow_the_seed(base: Path, world: Path, evaluated: Pat
     assert responses(other, "t0") == greedy
 
 
+def test_a_further_temperature_that_nobody_asks_at_is_no_matter(
+    base: Path, world: Path, tmp_path: Path
+) -> None:
+    only = {"pope_random": str(world / "eval/pope_random.jsonl")}
+    run = evaluate.run(settings(base, world, tmp_path / "run", benchmarks=only))
+    assert (run / "DONE").exists() and list(read_json(run / "results.json")["benchmarks"]) == ["pope"]
+
+
 def test_a_finished_run_is_left_alone(
     base: Path, world: Path, evaluated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,6 +327,7 @@ def test_without_any_picture_nothing_starts(
     assert not run.exists()
 
 
+@pytest.mark.parametrize("yes_no", ["generate", "next_token"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_a_picture_that_cannot_be_read_costs_its_own_questions_alone(
     base: Path,
@@ -327,6 +336,7 @@ def test_a_picture_that_cannot_be_read_costs_its_own_questions_alone(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     damage: str,
+    yes_no: str,
 ) -> None:
     """Not there, which is seen ahead of the model; or damaged behind its header, seen in its turn."""
     pictures, run = tmp_path / "world", tmp_path / "run"
@@ -335,7 +345,7 @@ def test_a_picture_that_cannot_be_read_costs_its_own_questions_alone(
     lost = json.loads(Path(files["pope_random"]).read_text().splitlines()[0])["image"]
     (picture,) = pictures.rglob(lost)
     whole = picture.read_bytes()
-    how = {"benchmarks": files, "images": str(pictures), "describe_temperatures": []}
+    how = {"benchmarks": files, "images": str(pictures), "describe_temperatures": [], "yes_no": yes_no}
     if damage == "gone":
         picture.unlink()
     else:
@@ -349,12 +359,15 @@ def test_a_picture_that_cannot_be_read_costs_its_own_questions_alone(
     assert all(f"no answer to {name}: " in caplog.text for name in without)
     assert ("pope: 1 of 2 pictures cannot be read" in caplog.text) == (damage == "gone")
     assert "answers are missing (" in caplog.text and not (run / "DONE").exists()
+    if yes_no == "next_token":
+        assert found["pope"]["next_token"]["random"]["auroc"]["n"] == 12 - len(without)
+        evaluated = evaluate.run(settings(base, world, tmp_path / "whole", **how | {"images": str(world)}))
     # what can be answered is answered as ever, and the mended picture's questions follow
-    said = {k: v for k, v in responses(evaluated, "t0").items() if not k.startswith("describe")}
-    assert responses(run, "t0").items() < said.items()
+    told_by = {k: v for k, v in responses(evaluated, "t0").items() if not k.startswith("describe")}
+    assert responses(run, "t0").items() < told_by.items()
     picture.write_bytes(whole)
     evaluate.run(settings(base, world, run, **how, resume=True))
-    assert responses(run, "t0") == said and (run / "DONE").exists()
+    assert responses(run, "t0") == told_by and (run / "DONE").exists()
     assert "answers" not in read_json(run / "results.json")["benchmarks"]["pope"]
 
 
@@ -553,6 +566,27 @@ def test_a_picture_that_no_endpoint_reads_is_sent_as_png(tmp_path: Path) -> None
     PILImage.new("RGB", (8, 6)).save(tmp_path / "b.jpg")
     part = image_part(Image(id="b", path="b.jpg"), tmp_path)
     assert part["image_url"]["url"].startswith("data:image/jpeg;base64,/9j/")
+
+
+def test_verdicts_that_failed_are_asked_for_again(
+    server: Server, base: Path, world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.reply = lambda n, body: (400, {}, {"error": "asleep"})
+    judge = {"endpoint": {"url": server.url, "model": "judge", "retries": 0}}
+    how: dict[str, Any] = {"benchmarks": {"mmhal": str(world / "eval/mmhal.json")}, "judge": judge}
+    run = evaluate.run(settings(base, world, tmp_path / "run", **how))
+    found = read_json(run / "results.json")["benchmarks"]["mmhal"]
+    assert len(found["unjudged"]) == 12 and found["official"]["score"] is None
+    assert "verdicts are missing (12 of mmhal): the same command with --resume" in caplog.text
+    assert not (run / "DONE").exists()
+    server.reply = lambda n, body: (200, {}, said("Rating: 5"))
+    # more patience is no other run
+    judge["endpoint"]["retries"] = 3
+    before = len(server.seen)
+    evaluate.run(settings(base, world, run, **how, resume=True))
+    found = read_json(run / "results.json")["benchmarks"]["mmhal"]
+    assert found["official"]["score"]["value"] == 5.0 and (run / "DONE").exists()
+    assert len(server.seen) == before + 12
 
 
 def test_one_model_answers(

@@ -12,6 +12,7 @@ import pytest
 
 from apps import cli
 from data.jsonl import read_json, write_json
+from tests.servers import Server, said
 
 
 def _lines(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -141,6 +142,17 @@ def test_the_official_pope_and_amber_files_run_from_answers(shared: Path, tmp_pa
     assert official["recall"]["value"] == 100.0
     assert found["amber"]["generative"]["official"]["chair"]["value"] == 0.0
     assert "no tagger" in found["amber"]["nouns"]
+
+
+def test_a_judge_s_broken_characters_are_written_as_question_marks(
+    server: Server, tmp_path: Path, world: Path
+) -> None:
+    server.reply = lambda n, body: (200, {}, said("\ud800 Rating: 5"))
+    rows = [{"id": i, "answer": "a cup"} for i in range(12)]
+    command = [f"benchmarks.mmhal={world / 'eval/mmhal.json'}", f"judge.endpoint.url={server.url}",
+               "judge.endpoint.model=m", "--answers", str(_lines(tmp_path / "a.jsonl", rows))]  # fmt: skip
+    assert _score(*command, "--output", str(tmp_path / "run")) == 0
+    assert "? Rating: 5" in (tmp_path / "run/verdicts.jsonl").read_text("utf-8")
 
 
 def test_scoring_needs_no_torch(pope: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data.jsonl import DataError
-from evals.endpoint import Endpoint, EndpointError, EndpointJudge, Price
+from evals.endpoint import Endpoint, EndpointError, EndpointJudge, EndpointRefusal, Price
 from evals.judges import CachedJudge, JudgeRequest, announce
 from tests.servers import Reply, Server, said
 
@@ -118,6 +118,68 @@ def test_a_judge_behind_it_loses_only_what_failed(
     before = len(server.seen)
     assert set(CachedJudge(judge, tmp_path / "verdicts.jsonl").judge(requests)) == {"0", "2"}
     assert len(server.seen) == before + 1
+
+
+def test_a_refused_key_stops_at_once(server: Server, tmp_path: Path) -> None:
+    server.reply = lambda n, body: (401, {}, {"error": "no key"})
+    judge = CachedJudge(EndpointJudge(_endpoint(server, workers=1)), tmp_path / "verdicts.jsonl")
+    with pytest.raises(
+        EndpointRefusal, match=r"401 .*; check the key in the environment variable OPENAI_API"
+    ):
+        judge.judge([_request(str(i)) for i in range(50)])
+    assert len(server.seen) < 5
+
+
+def test_a_judge_that_was_cut_short_gave_no_verdict(server: Server) -> None:
+    reply = said("The response is")
+    reply["choices"][0]["finish_reason"] = "length"
+    server.reply = lambda n, body: (200, {}, reply)
+    assert _endpoint(server).chat("x") == "The response is"
+    judge = EndpointJudge(_endpoint(server, whole=True))
+    assert judge.judge([_request("0")]) == {} and "cut at max_tokens; allow more" in judge.failed["0"]
+
+
+def test_what_decides_the_words_decides_the_cache(server: Server, tmp_path: Path) -> None:
+    for changes, requests in (
+        ({}, 1),
+        ({"timeout": 9.0}, 1),
+        ({"max_tokens": 9}, 2),
+        ({"temperature": 1.0}, 3),
+    ):
+        cached = CachedJudge(EndpointJudge(_endpoint(server, **changes)), tmp_path / "verdicts.jsonl")
+        assert cached.judge([_request("0")]) == {"0": "Rating: 4"}
+        assert len(server.seen) == requests
+
+
+@pytest.mark.parametrize(
+    ("asked", "pause"), [("0", 1.0), ("nan", 1.0), ("-5", 1.0), ("7", 7.0), ("soon", 1.0)]
+)
+def test_what_a_server_asks_for_never_shortens_the_pause(server: Server, asked: str, pause: float) -> None:
+    pauses: list[float] = []
+    server.reply = lambda n, body: (429, {"Retry-After": asked}, {}) if n == 1 else (200, {}, said("yes"))
+    assert _endpoint(server, pauses=pauses, pause=1.0).chat("x") == "yes"
+    assert pauses == [pause]
+
+
+def test_addresses_and_keys_that_cannot_be_right_are_named(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url, rule in (
+        ("http://localhost:abc/v1", "the address cannot be read"),
+        ("http://me:secret@localhost/v1", "holds a user's name or password"),
+    ):
+        with pytest.raises(DataError, match=rule) as caught:
+            Endpoint(url, "m")
+        assert "secret" not in str(caught.value)
+    with pytest.raises(DataError, match="key_env is no name of an environment variable") as caught:
+        Endpoint(server.url, "m", key_env="sk-secret-1234")
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-sécret")
+    with pytest.raises(DataError, match="the key in OPENAI_API_KEY is no plain text"):
+        _endpoint(server)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1234\n")
+    _endpoint(server).chat("x")
+    assert server.seen[-1][0]["Authorization"] == "Bearer sk-1234"
 
 
 def test_requests_keep_the_rate(server: Server) -> None:

@@ -242,7 +242,9 @@ def test_quantiles_are_students() -> None:
         assert t95(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), abs=1e-4)
 
 
-def test_auroc_is_scikit_learn_s_and_its_interval_that_of_resampled_images() -> None:
+def test_auroc_is_scikit_learn_s_and_its_interval_that_of_resampled_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from sklearn.metrics import roc_auc_score
 
     rng = np.random.default_rng(0)
@@ -259,6 +261,8 @@ def test_auroc_is_scikit_learn_s_and_its_interval_that_of_resampled_images() -> 
     low, high = np.percentile(drawn, [2.5, 97.5])
     assert (found.low, found.high) == (pytest.approx(low, abs=0.008), pytest.approx(high, abs=0.008))
     # in one go or in parts
+    monkeypatch.setattr(metrics, "_CHUNK", 240 * 7)
+    assert metrics.auroc(score, label, clusters=list(images), n_boot=2000) == found
     assert metrics.auroc([1, 2, 2], [False, True, False]).value == 0.75
 
 

@@ -53,7 +53,9 @@ def test_score_rate_and_types_by_hand() -> None:
     # every response here writes like a judge, but for "none"
     assert whole["steering"] == ["0", "1", "2", "3", "5", "6", "7", "8"]
     assert [v.label == "none" for v in scored.verdicts] == [r >= 3 for r in ratings]
-    assert scored.verdicts[4].reason == "none" and scored.verdicts[4].score == 0
+    # the official rule counts it as 0; the verdict says that there is none
+    assert (scored.verdicts[4].reason, scored.verdicts[4].score) == ("none", None)
+    assert scored.verdicts[4].label == "unrated"
 
 
 def test_the_type_field_decides() -> None:
