@@ -18,6 +18,7 @@ from PIL import Image as PILImage
 from align.config import EvalSettings
 from align.models.tiny import build_tiny_llava
 from apps import benchmarks, cli, eval_page, evaluate
+from apps.answerer import Answerer, Chunk
 from data.jsonl import DataError, read_json, read_rows, write_records
 from data.schema import Image, Prompt, Verdict
 from data.world.build import read_scenes
@@ -193,17 +194,17 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     kill_at: int,
 ) -> None:
     """Killed ahead of its ``kill_at``-th chunk; chunks 9 and 10 are the sampled descriptions."""
-    real = evaluate.Answerer.answer
+    real = Answerer.answer
     asked: list[int] = []
 
-    def answer(self: evaluate.Answerer, chunk: evaluate.Chunk) -> dict[str, str]:
+    def answer(self: Answerer, chunk: Chunk) -> dict[str, str]:
         asked.append(len(chunk.items))
         if len(asked) == kill_at:
             raise Killed
         return real(self, chunk)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate.Answerer, "answer", answer)
+        patch.setattr(Answerer, "answer", answer)
         with pytest.raises(Killed):
             evaluate.run(settings(base, world, tmp_path / "run"))
     assert not (tmp_path / "run/results.json").exists()
@@ -211,7 +212,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     asked.clear()
     kill_at = 99
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate.Answerer, "answer", answer)
+        patch.setattr(Answerer, "answer", answer)
         evaluate.run(settings(base, world, tmp_path / "run", resume=True))
     assert files(tmp_path / "run") == files(evaluated)
 

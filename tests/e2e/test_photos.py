@@ -238,7 +238,7 @@ def test_an_answered_benchmark_is_not_asked_again(
     run = tmp_path / "run"
     assert align("eval", f"output={run}") == 0
     first = json.loads((run / "results.json").read_text())
-    monkeypatch.setattr("apps.evaluate.generate", lambda *a, **k: pytest.fail("asked again"))
+    monkeypatch.setattr("apps.answerer.generate", lambda *a, **k: pytest.fail("asked again"))
     assert align("eval", f"output={run}", "--resume") == 0
     assert json.loads((run / "results.json").read_text()) == first
 
