@@ -357,14 +357,19 @@ def report_pairs(
     seed: int = 0,
     batch_size: int = 64,
     max_length: int | None = None,
+    known: dict[tuple[str, str], float] | None = None,
 ) -> PairReport:
-    """Score both responses of every pair, ``batch_size`` pairs at a time, and compare."""
+    """Score both responses of every pair, ``batch_size`` pairs at a time, and compare.
+
+    ``known``: scores of (pair's id, response) that are not computed again, such as those of the same pairs
+    labelled otherwise; new ones are put there.
+    """
+    known = {} if known is None else known
     # neighbours of like length share a batch, which saves padding
     ordered = sorted(pairs, key=lambda p: (-len(p.chosen) - len(p.rejected), p.id))
-    chosen: list[float] = []
-    rejected: list[float] = []
-    for start in range(0, len(ordered), batch_size):
-        part = ordered[start : start + batch_size]
+    new = [p for p in ordered if not {(p.id, p.chosen), (p.id, p.rejected)} <= known.keys()]
+    for start in range(0, len(new), batch_size):
+        part = new[start : start + batch_size]
         pictures = encode_pictures(model.lmm, model.renderer, pair_pictures(part, root))
         scores = model.score(
             pair_items(part, pictures),
@@ -372,11 +377,11 @@ def report_pairs(
             batch_size=2 * batch_size,
             max_length=max_length,
         ).tolist()
-        chosen += scores[: len(part)]
-        rejected += scores[len(part) :]
+        known |= {(p.id, p.chosen): score for p, score in zip(part, scores)}
+        known |= {(p.id, p.rejected): score for p, score in zip(part, scores[len(part) :])}
     return report(
-        chosen,
-        rejected,
+        [known[p.id, p.chosen] for p in ordered],
+        [known[p.id, p.rejected] for p in ordered],
         [_tokens(model, p.chosen) for p in ordered],
         [_tokens(model, p.rejected) for p in ordered],
     )

@@ -42,9 +42,11 @@ def measure(root: Path, reward: str, seed: int, images: str | None = None) -> di
     noisy, clean = (read_pairs(root / "labels" / f"test_{name}.jsonl") for name in ("noisy", "clean"))
     differ = [r for r in clean if r.image and _false_counts_differ(r, scenes[r.image.id])]
     found: dict[str, Any] = {}
+    # all three are of the same responses
+    known: dict[tuple[str, str], float] = {}
     for name, records in (("noisy", noisy), ("clean", clean), ("hallucination", differ)):
         pairs = pairs_of(records, "preferred")[0] if records else []
-        found[name] = figures(report_pairs(model, pairs, images, seed=seed) if pairs else None)
+        found[name] = figures(report_pairs(model, pairs, images, seed=seed, known=known) if pairs else None)
     found["agreement"] = agreement(noisy, scenes)
     write_json(root / f"{reward}_report" / "results.json", found)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from align.reward import (
     pair_loss,
     pair_pictures,
     read_pairs,
+    report_pairs,
     run,
     train_step,
 )
@@ -177,6 +178,29 @@ def test_scores_do_not_depend_on_batching(world: Path, trained: Path):
     pairs = read_pairs(settings(world, trained))[1]
     items = pair_items(pairs, open_pictures([p.image for p in pairs], world / "images"))
     torch.testing.assert_close(model.score(items, batch_size=3), model.score(items), atol=1e-5, rtol=1e-5)
+
+
+def test_the_same_pairs_labelled_otherwise_are_not_scored_again(
+    world: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = RewardModel.load(trained)
+    pairs = read_pairs(settings(world, trained))[1]
+    images = str(world / "images")
+    swapped = [replace(p, chosen=p.rejected, rejected=p.chosen) for p in pairs[::2]]
+    alone = [report_pairs(model, some, images, seed=3, batch_size=2) for some in (pairs, swapped)]
+    asked: list[int] = []
+    inner = RewardModel.score
+
+    def score(self: RewardModel, items: list[ScoreItem], **options: Any) -> torch.Tensor:
+        asked.append(len(items))
+        return inner(self, items, **options)
+
+    monkeypatch.setattr(RewardModel, "score", score)
+    known: dict[tuple[str, str], float] = {}
+    for some, expected in zip((pairs, swapped), alone, strict=True):
+        found = report_pairs(model, some, images, seed=3, batch_size=2, known=known)
+        assert asdict(found) == pytest.approx(asdict(expected), abs=1e-5, nan_ok=True)
+    assert sum(asked) == 2 * len(pairs)
 
 
 def test_the_adapter_joins_a_base_that_is_there(world: Path, trained: Path):

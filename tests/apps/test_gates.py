@@ -58,7 +58,12 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         asked.append(path)
         return SimpleNamespace()
 
-    def report_pairs(model: Any, pairs: Sequence[Pair], images: str, *, seed: int) -> PairReport:
+    def report_pairs(
+        model: Any, pairs: Sequence[Pair], images: str, *, seed: int, known: dict[Any, float]
+    ) -> PairReport:
+        # what earlier reports scored is at hand for later ones
+        assert bool(known) == (len(asked) > 1)
+        known[pairs[0].id, pairs[0].chosen] = 0.0
         asked.append(([p.id for p in pairs], images, seed))
         chosen, rejected = [float(len(p.chosen)) for p in pairs], [float(len(p.rejected)) for p in pairs]
         return report(chosen, rejected, [9] * len(pairs), [3] * len(pairs))
