@@ -353,7 +353,10 @@ class EvalSettings(BenchmarkSettings):
     @model_validator(mode="after")
     def _one(self) -> EvalSettings:
         if (self.model is None) == (self.endpoint is None):
-            raise ValueError("name one model: model.path, or endpoint.url with endpoint.model")
+            raise ValueError(
+                "name one model: model.path, or endpoint.url with endpoint.model "
+                "(model=null leaves a recipe's model out)"
+            )
         if self.endpoint is not None and self.yes_no != "generate":
             raise ValueError("an endpoint shows no probabilities; leave yes_no at generate")
         return self

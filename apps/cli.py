@@ -167,6 +167,10 @@ def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("--judge-prompt", metavar="FILE", help=words)
     if name == "eval-score":
         parser.add_argument("--answers", metavar="FILE", help="a file of answers to all the benchmarks")
+    if name == "eval-score":
+        parser.usage = "align eval score [RECIPE.yaml] [key=value ...] --answers FILE --output DIR [options]"
+    if name == "eval":
+        parser.epilog = "See also: align eval score, compare and report, each with --help."
     parser.set_defaults(command=_run_stage, stage=name)
 
 
@@ -210,9 +214,29 @@ def _run_stage(args: argparse.Namespace) -> int:
     result = importlib.import_module(stage.module).run(settings)
     if settings.dry_run:
         print("dry run: settings and data are fine; nothing was computed")
+        for key, name in _hub_ids(settings):
+            told = f"{key} {name!r} is no folder here: it is taken as a Hub id, and was not looked up"
+            print(told, file=sys.stderr)
     elif result is not None:
+        if args.stage in ("eval", "eval-score"):
+            _show_figures(result)
         print(f"done: {result}")
     return 0
+
+
+def _show_figures(folder: Path) -> None:
+    from apps.eval_page import headlines
+    from data.jsonl import read_json
+
+    print("\n".join(headlines(read_json(folder / "results.json")["benchmarks"])))
+    print(f"the page: {folder / 'report.html'}")
+
+
+def _hub_ids(settings: RunSettings) -> list[tuple[str, str]]:
+    from align.config import is_hub_id
+
+    model = getattr(settings, "model", None)
+    return [("model.path", model.path)] if model is not None and is_hub_id(model.path) else []
 
 
 def _quoted(text: str) -> str:

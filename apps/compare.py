@@ -119,6 +119,9 @@ def page_of(whole: Mapping[str, Any]) -> Page:
         rows: list[list[Cell]] = [[label, interval_from(f), f["n"]] for label, f in intervals(figures)]
         alone = f"{found['only_first']} and {found['only_second']} items were answered by one of them alone."
         note = f"{whole['first']} − {whole['second']}, {found['n']} items that both answered; {alone}"
+        for rule, test in tests_in(found):
+            note += f" McNemar's test{rule}: {test['only_a']} items only the first gets right, "
+            note += f"{test['only_b']} only the second, p = {test['p']:.3g}."
         sections.append(Table(name, ["difference", "value", "n"], rows, note))
         for judge, items in found["changed"].items():
             if not items:
@@ -138,6 +141,14 @@ def page_of(whole: Mapping[str, Any]) -> Page:
         drawn = "; ".join(f"{whole[side]}: {how or 'not known'}" for side, how in decoding.items())
         sections.insert(0, Text(f"The two were not decoded alike. {drawn}.", title="Decoding"))
     return Page(title, sections, footer=footer)
+
+
+def tests_in(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(of which rule, McNemar's test) of one benchmark's comparison."""
+    if "mcnemar" in found:
+        return [("", found["mcnemar"])]
+    rules = found.get("by_rule", {})
+    return [(f" ({rule})", one["mcnemar"]) for rule, one in rules.items() if "mcnemar" in one]
 
 
 def _told(side: Mapping[str, Any]) -> str:

@@ -105,27 +105,47 @@ def overview(models: Found, keys: Sequence[str]) -> Table:
     return Table("Overview (official rules)", columns, rows, note, frozenset(range(ours, len(rows))))
 
 
+def headlines(benchmarks: Mapping[str, Any]) -> list[str]:
+    """Each benchmark's main figure in a line, or why it has none; for the terminal."""
+    lines = []
+    for key, one in benchmarks.items():
+        label, path, unit, _ = MAIN[key.split("@")[0]]
+        found = _scaled(figure(one, *path), unit)
+        if found is None:
+            # AMBER without its questions has another main figure
+            told = silence(one).split(".")[0] or "see the page"
+        else:
+            told = f"{label} {found.value:.3f} [{found.low:.3f}, {found.high:.3f}], n = {found.n}"
+        lines.append(f"{title_of(key)}: {told}")
+    return lines
+
+
 # --- one layout for each benchmark ---
 
 
 def pope_sections(title: str, found: Found) -> list[Section]:
-    """All splits together, then each split under both rules."""
+    """All splits together, where there are several, then each split under both rules."""
+    names = list(dict.fromkeys(split for one in found.values() for split in one["splits"]))
+    several = {name: one for name, one in found.items() if len(one["splits"]) > 1}
+    sections: list[Section] = [_pope_overall(title, several)] if several else []
+    return sections + [_pope_split(title, split, found) for split in names]
+
+
+def _pope_overall(title: str, found: Found) -> Table:
     rows: list[list[Cell]] = []
     for name, one in found.items():
         ratios = [split["official"]["yes_ratio"]["value"] for split in one["splits"].values()]
         both = (figure(one, "overall", rule, "f1") for rule in RULES)
-        rows.append([name, one["overall"]["n"], *both, sum(ratios) / len(ratios)])
+        splits = len(one["splits"])
+        rows.append([name, splits, one["overall"]["n"], *both, sum(ratios) / len(ratios)])
     ours = len(rows)
-    for name, splits in published.POPE.items():
-        _, f1, yes = splits["overall"]
-        rows.append([name, None, f1 / 100, None, yes / 100])
-    columns = ["model", "n", "F1 (official)", "F1 (strict)", "yes-rate (official)"]
-    note = f'F1: mean of the splits\'; positive class "yes". {_GREY.format("Table H.2")}{_next_token(found)}'
-    sections: list[Section] = [
-        Table(f"{title}: all splits", columns, rows, note, frozenset(range(ours, len(rows))))
-    ]
-    names = dict.fromkeys(split for one in found.values() for split in one["splits"])
-    return sections + [_pope_split(title, split, found) for split in names]
+    for name, known in published.POPE.items():
+        _, f1, yes = known["overall"]
+        rows.append([name, 3, None, f1 / 100, None, yes / 100])
+    columns = ["model", "splits", "n", "F1 (official)", "F1 (strict)", "yes-rate (official)"]
+    what = 'F1: mean of the splits\'; positive class "yes".'
+    note = f"{what} {_GREY.format('Table H.2')}{_next_token(found)}"
+    return Table(f"{title}: all splits", columns, rows, note, frozenset(range(ours, len(rows))))
 
 
 def _pope_split(title: str, split: str, found: Found) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from data.schema import Verdict
 from data.world.build import read_scenes
 from evals import answers as answer_files
 from evals.answers import Answers, read_answers
+from evals.mmhal import MmhalBenchmark
 from evals.objects import ObjectBenchmark
 from evals.pope import PopeBenchmark
 from evals.report import write_report
@@ -36,7 +37,7 @@ def run(settings: ScoreSettings) -> Path:
     and told in a warning; its figures are of the items that have one.
 
     Raises:
-        DataError: a benchmark's own files cannot be read, or a file of answers is not there.
+        DataError: a benchmark's own files cannot be read, or a file of answers is not there or has none.
     """
     scenes = read_scenes(Path(settings.world)) if settings.world else {}
     benchmarks = benchmarks_of(settings, scenes)
@@ -111,13 +112,36 @@ def answers_to(
         prefix = f"{part}/" if part else ""
         ids = [name for name in wanted if name.startswith(prefix)]
         found = read_answers(
-            path, ids, benchmark=benchmark.name, sha256=hash_of(benchmark, part), prefix=prefix
-        )
+            path, ids, benchmark=benchmark.name, sha256=hash_of(benchmark, part), prefix=prefix,
+            identify=by_question(benchmark),
+        )  # fmt: skip
         together["texts"] |= found.texts
         for name in answer_files.TROUBLES:
             together[name] += getattr(found, name)
     together["missing"] = tuple(name for name in wanted if name not in together["texts"])
+    if settings.limit is not None:
+        # ids beyond the limit are not strangers
+        together["unknown"] = ()
+    if not together["texts"]:
+        first = next((name for path in files.values() for name in ids_in(path)), None)
+        theirs = "without any id" if first is None else f"its first id is {first!r}"
+        rule = f"no answer in it is to an item of {benchmark.name} ({theirs}, the benchmark's {wanted[0]!r})"
+        mend = "give the answers to this benchmark, under its ids"
+        raise DataError(rule, file=", ".join(map(str, files.values())), mend=mend)
     return benchmark, Answers(**together)
+
+
+def by_question(benchmark: Benchmark) -> Callable[[Mapping[str, Any]], str | None] | None:
+    """MMHal-Bench's response file has no ids: its rows are known by image and question."""
+    if not isinstance(benchmark, MmhalBenchmark):
+        return None
+    questions = {item.id: benchmark.question(item.id) for item in benchmark.items}
+    known: dict[Any, str] = {(q.image_id, q.question): name for name, q in questions.items()}
+
+    def identify(row: Mapping[str, Any]) -> str | None:
+        return known.get((row.get("image_id"), row.get("question"))) if "model_answer" in row else None
+
+    return identify
 
 
 def ids_in(path: Path) -> Iterator[str]:

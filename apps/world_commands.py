@@ -65,6 +65,9 @@ def run(args: argparse.Namespace) -> int:
             raise DataError("the output exists already", file=str(args.output), mend=mend)
         records = read_records(args.samples, "preference", strict=True)
         samples = [record for record in records if isinstance(record, Preference)]
+        if not samples:
+            mend = "give what `align sample` wrote, or preferences of another source"
+            raise DataError("no 'preference' records in it", file=str(args.samples), mend=mend)
         done = annotate(samples, read_scenes(args.world), seed=args.seed, clean=args.clean)
         print(f"wrote {write_records(args.output, done)} preferences to {args.output}")
     else:

@@ -6,7 +6,7 @@ missing, stands twice, belongs to nothing, or was given to another version of th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,13 @@ class _Found:
 
 
 def read_answers(
-    path: str | Path, wanted: Iterable[str], *, benchmark: str, sha256: str | None = None, prefix: str = ""
+    path: str | Path,
+    wanted: Iterable[str],
+    *,
+    benchmark: str,
+    sha256: str | None = None,
+    prefix: str = "",
+    identify: Callable[[Mapping[str, Any]], str | None] | None = None,
 ) -> Answers:
     """The answers of a JSON list, or of JSON lines, to the items ``wanted`` (ids).
 
@@ -75,6 +81,8 @@ def read_answers(
     ``answer``, ``text``, ``caption``, ``model_answer`` or ``prediction``). A row that names another
     ``benchmark`` is another's and passed over; one that names another ``sha256`` was given to other
     questions and is counted.
+
+    ``identify`` gives the id of rows in a benchmark's own layout, which may have none; None for others.
 
     Raises:
         DataError: the file is not there, or not JSON at all.
@@ -88,7 +96,8 @@ def read_answers(
         if got.get("benchmark", benchmark) != benchmark:
             continue
         try:
-            name, text = id_of(got), _value(got, TEXT_KEYS, "text")
+            name = (identify(got) if identify else None) or id_of(got)
+            text = _value(got, TEXT_KEYS, "text")
         except DataError as error:
             found.unreadable.append(str(row.locate(error)))
             continue

@@ -41,7 +41,7 @@ _KEY = re.compile(r"\b(?:sk|key|pk)-[\w*-]{4,}")
 CHARACTERS_A_TOKEN = 4.0
 
 
-class EndpointError(Exception):
+class EndpointError(RuntimeError):
     """One request failed for good; the text says how, without the key."""
 
 
@@ -267,10 +267,12 @@ class EndpointAnswerer:
     """The model behind an endpoint that takes images, as a ``generate`` callable for the runner.
 
     An item whose request fails, or whose picture cannot be read, has no entry in what a call gives.
+    EndpointError where the first call gets no answer at all.
     """
 
     def __init__(self, endpoint: Endpoint, root: str | Path | None) -> None:
         self.endpoint, self.root = endpoint, root
+        self._answered = False
         #: items asked about together
         self.size = 4 * endpoint.workers
 
@@ -297,6 +299,11 @@ class EndpointAnswerer:
                 log.warning("no answer to %s: %s", item.id, reply)
             else:
                 found[item.id] = reply
+        self._answered = self._answered or bool(found)
+        failed = next((reply for reply in replies if isinstance(reply, EndpointError)), None)
+        if failed is not None and not self._answered:
+            # nothing but failures so far: the others would fare no better
+            raise EndpointError(f"none of the first {len(replies)} requests was answered ({failed})")
         return found
 
 

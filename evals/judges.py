@@ -129,9 +129,14 @@ class RecordedJudge:
     """Replays verdicts recorded before (``reason`` holds the judge's words), and no others."""
 
     def __init__(self, verdicts: Iterable[Verdict]) -> None:
+        """A rule's verdicts, which never have words (an evaluation writes them too), are passed over."""
         self._said: dict[tuple[str, str, str], str] = {}
         names = set()
-        for verdict in verdicts:
+        every = list(verdicts)
+        speaking = {verdict.judge for verdict in every if verdict.reason is not None}
+        for verdict in every:
+            if speaking and verdict.judge not in speaking:
+                continue
             if verdict.reason is None:
                 mend = "record what the judge wrote, e.g. 'Rating: 4'"
                 rule = f"the verdict on {verdict.id!r} holds no words of its judge"
@@ -154,4 +159,9 @@ class RecordedJudge:
 
 def read_recorded(path: str | Path) -> RecordedJudge:
     """A RecordedJudge from a file of Verdict records."""
-    return RecordedJudge(v for v in read_records(path, "verdict") if isinstance(v, Verdict))
+    try:
+        return RecordedJudge(v for v in read_records(path, "verdict") if isinstance(v, Verdict))
+    except DataError as error:
+        if error.file is not None:
+            raise
+        raise DataError(error.rule, file=str(path), key=error.key, mend=error.mend) from None

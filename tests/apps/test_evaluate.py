@@ -559,6 +559,47 @@ def test_what_an_endpoint_leaves_out_is_counted_and_asked_again(
     assert (run / "results.json").read_bytes() == (whole / "results.json").read_bytes()
 
 
+def test_a_refused_key_and_a_dead_address_end_the_run_in_a_line(
+    server: Server, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.reply = lambda n, body: (401, {}, {"error": "wrong key"})
+    file = f"benchmarks.pope_random={world / 'eval/pope_random.jsonl'}"
+    command = [
+        "eval",
+        file,
+        f"images={world}",
+        "pope_prefix=images",
+        "endpoint.model=m",
+        "endpoint.retries=0",
+    ]
+    for place, told in (
+        (server.url, "status 401 (wrong key); check the key in the environment variable OPENAI_API_KEY"),
+        ("http://127.0.0.1:9/v1", "none of the first 12 requests was answered (m at 127.0.0.1: ConnectError"),
+    ):
+        output = tmp_path / str(len(place))
+        assert cli.main([*command, f"endpoint.url={place}", "--output", str(output)]) == 2
+        error = capsys.readouterr().err
+        assert error.splitlines()[-1].startswith("align: error: ") and told in error
+        assert not (output / "results.json").exists()
+
+
+def test_what_an_evaluation_wrote_can_be_scored_and_judged_again(
+    evaluated: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MMHal-Bench's response file, which has no ids, and a whole evaluation's verdicts, rules' included."""
+    command = ["eval", "score", f"benchmarks.mmhal={world / 'eval/mmhal.json'}", f"world={world}"]
+    command += ["--answers", str(evaluated / "mmhal_responses.json"), "bootstrap=100"]
+    was = read_json(evaluated / "results.json")["benchmarks"]["mmhal"]
+    for name, more in (("oracle", []), ("again", [f"verdicts={evaluated / 't0/verdicts.jsonl'}"])):
+        assert cli.main([*command, *more, "--output", str(tmp_path / name)]) == 0
+        found = read_json(tmp_path / name / "results.json")["benchmarks"]["mmhal"]
+        assert found["official"] == was["official"] and found["answers"]["missing"]["n"] == 0
+    told = capsys.readouterr().out
+    assert (
+        f"MMHal: MMHal score, 0-6 {was['official']['score']['value']:.3f} [" in told and "the page: " in told
+    )
+
+
 def test_a_picture_that_no_endpoint_reads_is_sent_as_png(tmp_path: Path) -> None:
     PILImage.new("CMYK", (8, 6), (0, 200, 0, 0)).save(tmp_path / "a.tif")
     part = image_part(Image(id="a", path="a.tif"), tmp_path)
@@ -594,8 +635,10 @@ def test_one_model_answers(
     server: Server, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["eval", "run", "benchmarks.mmhal=x", f"output={tmp_path / 'run'}"]) == 2
-    told = "align: error: settings: name one model: model.path, or endpoint.url with endpoint.model\n"
-    assert capsys.readouterr().err == told
+    told = (
+        "align: error: settings: name one model: model.path, or endpoint.url with endpoint.model (model=null"
+    )
+    assert capsys.readouterr().err.startswith(told)
     both = {"model": {"path": "world-base"}}
     with pytest.raises(ValueError, match=r"name one model: model\.path, or endpoint\.url"):
         _endpoint_settings(server, world, tmp_path / "run", **both)

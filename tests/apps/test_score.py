@@ -155,6 +155,27 @@ def test_a_judge_s_broken_characters_are_written_as_question_marks(
     assert "? Rating: 5" in (tmp_path / "run/verdicts.jsonl").read_text("utf-8")
 
 
+def test_a_file_of_other_answers_is_an_error(
+    pope: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _lines(tmp_path / "a.jsonl", [{"id": "other/7", "answer": "Yes"}])
+    command = [f"benchmarks.pope_random={pope}", "--answers", str(path), "--output", str(tmp_path / "run")]
+    assert _score(*command) == 2
+    told = "no answer in it is to an item of pope (its first id is 'other/7', the benchmark's 'random/1')"
+    assert f"a.jsonl: {told}" in capsys.readouterr().err
+    assert not (tmp_path / "run/results.json").exists()
+
+
+def test_a_limit_makes_no_strangers(pope: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = _lines(tmp_path / "a.jsonl", [{"id": i, "answer": "Yes"} for i in range(1, 9)])
+    command = [f"benchmarks.pope_random={pope}", "--answers", str(path), "--output", str(tmp_path / "run")]
+    assert _score(*command, "--limit", "3") == 0
+    found = read_json(tmp_path / "run/results.json")["benchmarks"]["pope"]
+    assert found["answers"]["unknown"]["n"] == 0 and not caplog.records
+    # one split alone is not shown as all of them
+    assert "all splits" not in (tmp_path / "run/report.html").read_text()
+
+
 def test_scoring_needs_no_torch(pope: Path, tmp_path: Path) -> None:
     path = _lines(tmp_path / "a.jsonl", [{"question_id": 1, "answer": "Yes"}])
     code = (
