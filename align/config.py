@@ -284,7 +284,7 @@ class JudgeSettings(Settings):
     temperature: float = Field(0.0, ge=0)
     #: prompts that a local judge reads at once
     batch_size: int = Field(8, ge=1)
-    #: how often MMHal's judge is asked the same
+    #: how often the judge is asked the same
     repeats: int = Field(1, ge=1)
     #: where its verdicts are kept by content; default: verdict_cache.jsonl in the output
     cache: str | None = None

@@ -68,7 +68,8 @@ def benchmarks_of(
     if path := settings.benchmarks.get("llava_bench"):
         files = [first_of(path, names, "benchmarks.llava_bench") for names in LLAVA_BENCH_FILES]
         questions = llava_bench.read_questions(*files, limit=settings.limit)
-        found.append(LlavaBenchBenchmark(questions, judge, **boot))
+        repeats = settings.judge.repeats if settings.judge is not None else 1
+        found.append(LlavaBenchBenchmark(questions, judge, repeats, **boot))
     if path := settings.benchmarks.get("mmbench"):
         found.append(MmbenchBenchmark(mmbench.read_questions(path, limit=settings.limit), **boot))
     return found

@@ -265,6 +265,7 @@ def _amber_groups(name: str, one: Mapping[str, Any], scored: bool) -> Iterator[l
 
 def llava_bench_sections(title: str, found: Found) -> list[Section]:
     """Relative score in percent, of all questions and by category."""
+    repeated = any("repeats" in one["official"] for one in found.values())
     kinds = list(dict.fromkeys(
         kind for one in found.values() for rule in RULES for kind in one[rule]["by_category"]
     ))  # fmt: skip
@@ -272,20 +273,14 @@ def llava_bench_sections(title: str, found: Found) -> list[Section]:
     for name, one in found.items():
         for rule in RULES:
             by_kind = (figure(one, rule, "by_category", kind, "relative") for kind in kinds)
+            spread = [figure(one, rule, "repeats", "interval")] if repeated else []
             counts = [len(one[rule]["unrated"]), len(one["unjudged"])]
-            rows.append([name, rule, one["n"], figure(one, rule, "relative"), *by_kind, *counts])
+            rows.append([name, rule, one["n"], figure(one, rule, "relative"), *by_kind, *spread, *counts])
     ours = len(rows)
-    blank: list[Cell] = [None] * (len(kinds) + 2)
+    blank: list[Cell] = [None] * (len(kinds) + (3 if repeated else 2))
     rows += [[name, "official", None, value, *blank] for name, value in published.LLAVA_BENCH.items()]
-    columns = [
-        "model",
-        "rule",
-        "n",
-        "relative, %",
-        *(f"{kind}, %" for kind in kinds),
-        "unrated",
-        "no verdict",
-    ]
+    percent = [f"{kind}, %" for kind in ("relative", *kinds, *(["over repeats"] if repeated else []))]
+    columns = ["model", "rule", "n", *percent, "unrated", "no verdict"]
     note = f"{_note(_told(found))} {_GREY.format('Table 9.3')}"
     return [Table(title, columns, rows, note, frozenset(range(ours, len(rows))), digits=1)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,6 +103,8 @@ class LlavaBenchBenchmark:
 
     questions: tuple[BenchItem, ...]
     judge: Judge | None
+    #: how often the judge is asked the same
+    repeats: int = 1
     name: str = "llava_bench"
     n_boot: int = 1000
     seed: int = 0
@@ -127,28 +129,28 @@ class LlavaBenchBenchmark:
     def score(self, responses: Mapping[str, str]) -> Scored:
         """Relative score in percent, overall and by category, under both rules, with intervals.
 
-        Questions on which the judge gave nothing stand in ``unjudged`` and in no figure.
+        Questions on which the judge gave nothing stand in ``unjudged`` and in no figure. With ``repeats`` the
+        judge is asked again: its first words count, the others say how steady it is.
         """
         check_ids(f"{self.name}: responses", (q.id for q in self.questions), responses)
         head: dict[str, Any] = {"n": len(self.questions), "sha256": self.sha256}
         if self.judge is None:
             return Scored(head | {"judge": None}, [])
         requests = self.requests(responses)
-        announce(self.judge, requests)
-        said = self.judge.judge(requests)
+        asked = [[replace(r, repeat=k) for r in requests] for k in range(self.repeats)]
+        announce(self.judge, [request for again in asked for request in again])
+        rounds = [self.judge.judge(again) for again in asked]
+        said = rounds[0]
         result = head | {
             "judge": self.judge.name,
             "prompt": {"name": "built-in", "sha256": hashlib.sha256(PROMPT.encode()).hexdigest()},
             "unjudged": [q.id for q in self.questions if q.id not in said],
         }
         for rule, parse in RULES.items():
-            found = {name: parse(text) for name, text in said.items()}
-            unrated = sorted(name for name, scores in found.items() if scores is None)
-            if rule == "official":
-                kept = {name: scores or (-1.0, -1.0) for name, scores in found.items()}
-            else:
-                kept = {name: scores for name, scores in found.items() if scores is not None}
-            result[rule] = self._figures(kept) | {"unrated": unrated}
+            unrated = sorted(name for name, text in said.items() if parse(text) is None)
+            result[rule] = self._figures(_kept(said, rule)) | {"unrated": unrated}
+            if self.repeats > 1:
+                result[rule]["repeats"] = _noise([_kept(words, rule) for words in rounds])
         return Scored(result, self._verdicts(responses, said))
 
     def requests(self, responses: Mapping[str, str]) -> list[JudgeRequest]:
@@ -216,6 +218,21 @@ class LlavaBenchBenchmark:
                 )
             )
         return verdicts
+
+
+def _kept(said: Mapping[str, str], rule: str) -> dict[str, tuple[float, float]]:
+    """Scores (reference, model) that count: to the official rule what cannot be read is −1 and −1."""
+    found = {name: RULES[rule](text) for name, text in said.items()}
+    if rule == "official":
+        return {name: scores or (-1.0, -1.0) for name, scores in found.items()}
+    return {name: scores for name, scores in found.items() if scores is not None}
+
+
+def _noise(rounds: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, Any]:
+    """How much the relative score moves when the same judge is asked again: each round's, and an interval."""
+    sums = [np.array(list(kept.values())).sum(axis=0) for kept in rounds if kept]
+    scores = [float(relative(pair[::-1])) for pair in sums]
+    return {"scores": scores, "interval": metrics.t_interval(scores).as_dict()}
 
 
 def read_questions(

@@ -68,7 +68,8 @@ def evaluated(base: Path, world: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def files(run: Path) -> dict[str, bytes]:
     """All that a run measured, without what tells one start from another."""
-    kept = [path for path in run.rglob("*.json*") if path.name != "meta.json"]
+    kept = [*run.rglob("*.json*"), run / "report.html"]
+    kept = [path for path in kept if path.name != "meta.json"]
     return {str(path.relative_to(run)): path.read_bytes() for path in kept}
 
 
@@ -151,6 +152,18 @@ def test_the_page_says_of_which_questions_its_figures_are(evaluated: Path, world
         assert notes[title].endswith(told)
     html = (evaluated / "report.html").read_text()
     assert all(str(escape(note)) in html for note in notes.values())
+
+
+def test_repeats_have_a_column_where_there_are_any() -> None:
+    whole = {"value": 80.0, "low": 70.0, "high": 90.0, "n": 3}
+    rule = {"relative": whole, "by_category": {"conv": {"relative": whole}}, "unrated": []}
+    one = {"official": rule, "strict": rule, "n": 3, "sha256": "ab", "judge": "j", "unjudged": ["0"]}
+    (table,) = eval_page.llava_bench_sections("LLaVA-Bench", {"m": one})
+    assert isinstance(table, Table) and len(table.columns) == 7
+    again = {key: rule | {"repeats": {"scores": [80.0], "interval": whole}} for key in ("official", "strict")}
+    (table,) = eval_page.llava_bench_sections("LLaVA-Bench", {"m": one | again})
+    assert isinstance(table, Table) and table.columns[5] == "over repeats, %"
+    assert table.rows[0][5] == interval_from(whole)
 
 
 def test_counts_stand_beside_the_figures() -> None:

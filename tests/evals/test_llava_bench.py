@@ -56,6 +56,25 @@ def test_relative_score_by_hand() -> None:
     assert got["official"]["by_category"]["detail"]["relative"]["value"] == 50.0
 
 
+def test_repeats_show_how_steady_the_judge_is() -> None:
+    said = {
+        ("0", 0): "8 4",
+        ("1", 0): "4 4",
+        ("0", 1): "8 8",
+        ("1", 1): "4 4",
+        ("0", 2): "8 6",
+        ("1", 2): "?",
+    }
+    judge = FunctionJudge("j", lambda request: said[request.id, request.repeat])
+    scored = LlavaBenchBenchmark(_items(2), judge, 3, n_boot=50).score(dict.fromkeys("01", "answer"))
+    # the first words count; over the rounds 8/12, 12/12, and 6/8 by the rule that leaves "?" out
+    strict = scored.result["strict"]
+    assert strict["relative"]["value"] == pytest.approx(100 * 8 / 12)
+    assert strict["repeats"]["scores"] == pytest.approx([100 * 8 / 12, 100.0, 75.0])
+    assert strict["repeats"]["interval"]["n"] == 3
+    assert scored.result["official"]["repeats"]["scores"][2] == pytest.approx(100 * (6 - 1) / (8 - 1))
+
+
 def test_braces_in_values_stay_as_they_are() -> None:
     prompt = _items(1)[0].prompt("It says {reference}.")
     assert "A {question} in braces." in prompt and "It says {reference}." in prompt and "ref0" in prompt
