@@ -19,6 +19,7 @@ from evals.llava_bench import LlavaBenchBenchmark
 from evals.mmbench import MmbenchBenchmark
 from evals.mmhal import MmhalBenchmark
 from evals.objects import ObjectBenchmark, false_spans
+from evals.pope import PopeBenchmark
 from evals.report import Answer, Gallery, GalleryItem
 from evals.runner import Benchmark, EvalItem
 
@@ -205,8 +206,10 @@ def truth_of(benchmark: Benchmark, item: EvalItem) -> str:
     if isinstance(benchmark, MmbenchBenchmark):
         choice = next(q for q in benchmark.questions if item.id == f"{q.id}/0")
         return f"Answer: {choice.rotated(0)[1]}"
-    truth = {split.id_of(q): q.label for split in getattr(benchmark, "splits", ()) for q in split.items}
-    return f"Answer: {truth[item.id]}" if item.id in truth else ""
+    if isinstance(benchmark, PopeBenchmark):
+        split = next(split for split in benchmark.splits if item.id.startswith(f"{split.name}/"))
+        return f"Answer: {next(q.label for q in split.items if split.id_of(q) == item.id)}"
+    return ""
 
 
 def picture(image: Image, root: str | None) -> bytes | None:

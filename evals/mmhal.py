@@ -5,6 +5,7 @@ The judge prompt here is our own wording; a prompt file can be given, and each r
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -119,20 +120,19 @@ class MmhalBenchmark:
         if not self.questions:
             raise DataError("no questions", key=self.name, mend="give a file with questions")
 
+    @functools.cached_property
     def _by_id(self) -> dict[str, MmhalItem]:
         places = [i if item.index is None else item.index for i, item in enumerate(self.questions)]
         return {str(place): item for place, item in zip(places, self.questions)}
 
     def question(self, name: str) -> MmhalItem:
         """The question with this id."""
-        return self._by_id()[name]
+        return self._by_id[name]
 
     @property
     def items(self) -> list[EvalItem]:
         """The questions. DataError, naming the one, for an ``image_src`` that is none or has no file."""
-        return [
-            EvalItem(name, self._image(name, item), item.question) for name, item in self._by_id().items()
-        ]
+        return [EvalItem(name, self._image(name, item), item.question) for name, item in self._by_id.items()]
 
     def _image(self, name: str, item: MmhalItem) -> Image:
         try:
@@ -146,15 +146,13 @@ class MmhalBenchmark:
     def only(self, ids: Container[str]) -> MmhalBenchmark:
         """The same with these questions alone, under their old ids."""
         kept = [
-            item.model_copy(update={"index": int(name)})
-            for name, item in self._by_id().items()
-            if name in ids
+            item.model_copy(update={"index": int(name)}) for name, item in self._by_id.items() if name in ids
         ]
         return replace(self, questions=tuple(kept))
 
     def answered(self, responses: Mapping[str, str]) -> list[MmhalItem]:
         """The questions with ``model_answer`` filled in: the content of MMHal-Bench's response file."""
-        questions = self._by_id()
+        questions = self._by_id
         check_ids(f"{self.name}: responses", questions, responses)
         return [item.model_copy(update={"model_answer": responses[name]}) for name, item in questions.items()]
 
@@ -167,7 +165,7 @@ class MmhalBenchmark:
         judge is asked again: its first words count, the others say how steady it is. DataError unless every
         id has a response.
         """
-        questions = self._by_id()
+        questions = self._by_id
         check_ids(f"{self.name}: responses", questions, responses)
         if self.judge is None:
             return Scored({"n": len(questions), "sha256": self.sha256, "judge": None}, [])
@@ -202,7 +200,7 @@ class MmhalBenchmark:
                 objects=tuple(item.image_content),
                 prompt=self.prompt.fill(item, responses[name]),
             )
-            for name, item in self._by_id().items()
+            for name, item in self._by_id.items()
         ]
 
     def _kept(self, found: Mapping[str, int | None], rule: str) -> dict[str, int]:
@@ -212,7 +210,7 @@ class MmhalBenchmark:
         return {name: rating for name, rating in found.items() if rating is not None}
 
     def _figures(self, found: Mapping[str, int | None], rule: str) -> dict[str, Any]:
-        questions, kept = self._by_id(), self._kept(found, rule)
+        questions, kept = self._by_id, self._kept(found, rule)
 
         def figures(names: list[str]) -> dict[str, Any]:
             scores = [kept[name] for name in names]
@@ -251,7 +249,7 @@ class MmhalBenchmark:
 
     def _verdicts(self, requests: Sequence[JudgeRequest], said: Mapping[str, str]) -> list[Verdict]:
         assert self.judge is not None
-        questions, found = self._by_id(), []
+        questions, found = self._by_id, []
         for request in requests:
             if request.id not in said:
                 continue
