@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 from transformers import GenerationConfig
 
-from align import prefix
+from align import decode, prefix
 from align.config import GenerateSettings
 from align.models.lmm import Lmm, embed, image_features, is_llava, move, unwrap, vision_features
 from align.render import ImageInput, Renderer
@@ -143,14 +143,11 @@ def rollout_tokens(
         lengths = renderer.prompt_lengths(items)
         order.sort(key=lambda i: (-lengths[i], i))
     ends = _end_ids(lmm, renderer)
-    # an image token in a response would ask for features when the response is scored
-    never = [renderer.image_token_id]
-    config = decoding(settings, ends, renderer.pad_id, num_return=num_return, never=never)
     parts = []
     with inference(lmm.model), seeded(seed, lmm.device):
         for start in range(0, len(order), chunk):
             chosen = [items[i] for i in order[start : start + chunk]]
-            parts.append(_run(lmm, renderer, chosen, config))
+            parts.append(_run(lmm, renderer, chosen, settings, ends, num_return))
     return _assemble(parts, order, items, num_return, ends, renderer.pad_id)
 
 
@@ -229,22 +226,33 @@ def _run(
     lmm: Lmm,
     renderer: Renderer,
     items: Sequence[Item],
-    config: GenerationConfig,
+    settings: GenerateSettings,
+    ends: list[int],
+    num_return: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """One batch: prompt ids and mask (b, p), response ids (b·num_return, r), image features."""
     base = unwrap(lmm.model)
+    # an image token in a response would ask for features when the response is scored
+    never = [renderer.image_token_id]
+    config = decoding(settings, ends, renderer.pad_id, num_return=num_return, never=never)
     if not is_llava(base):
         batch = move(renderer.prompt_batch(items), lmm.device)
         ids = base.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
         return batch["input_ids"], batch["attention_mask"], ids, None
     batch = move(renderer.prompt_batch(_encode_once(lmm, renderer, items)), lmm.device)
     features = image_features(base, batch)
-    ids = base.generate(
-        inputs_embeds=embed(base, batch, features),
-        attention_mask=batch["attention_mask"],
-        generation_config=config,
-    )
-    return batch["input_ids"], batch["attention_mask"], ids, features
+    inputs, mask = embed(base, batch, features), batch["attention_mask"]
+    if not decode.is_able(lmm):
+        ids = base.generate(inputs_embeds=inputs, attention_mask=mask, generation_config=config)
+        return batch["input_ids"], mask, ids, features
+    state = decode.read(base, inputs, mask)
+    if num_return > 1:
+        state.keep(torch.arange(len(mask), device=lmm.device).repeat_interleave(num_return))
+    choose = decode.sampler(settings.temperature, settings.top_p) if settings.temperature else decode.greedy
+    said = decode.decode(base, state, choose, ends, never, settings.max_new_tokens)
+    rows = [torch.tensor(tokens, device=lmm.device) for tokens, _ in said]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=renderer.pad_id)
+    return batch["input_ids"], mask, ids, features
 
 
 def _encode_once(lmm: Lmm, renderer: Renderer, items: Sequence[Item]) -> list[Item]:

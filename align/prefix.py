@@ -7,46 +7,24 @@ question's few. Keys and values of the prefix are computed once a picture and ha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from align.models.lmm import Lmm, embed, image_features, is_llava, move, next_logits, position_ids, unwrap
+from align import decode
+from align.models.lmm import Lmm, embed, image_features, move, unwrap
 from align.render import ImageInput, Renderer
 from data.schema import Message
 
 Item: TypeAlias = tuple[Sequence[Message], ImageInput]
 
 
-@dataclass
-class Read:
-    """B prompts as the language model has read them."""
-
-    cache: DynamicCache
-    #: (B, T), 1 at real tokens
-    mask: Tensor
-    #: (B, V) logits of the next token
-    logits: Tensor
-
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows (indices) from now on."""
-        self.cache.batch_select_indices(rows)
-        self.mask, self.logits = self.mask[rows], self.logits[rows]
-
-
 def is_shared(lmm: Lmm, items: Sequence[Item]) -> bool:
-    """Whether reading prefixes apart saves anything: a LLaVA, and a picture that is asked about twice.
-
-    Not where the language model attends to a window: the padding behind the prefix would shorten it.
-    """
+    """Whether reading prefixes apart saves anything: a LLaVA, and a picture that is asked about twice."""
     pictures = [id(image) for _, image in items if image is not None]
-    if not is_llava(lmm.model) or len(set(pictures)) == len(pictures):
-        return False
-    text = unwrap(lmm.model).config.get_text_config()
-    return getattr(text, "sliding_window", None) is None or not getattr(text, "use_sliding_window", True)
+    return decode.is_able(lmm) and len(set(pictures)) < len(pictures)
 
 
 def batches(items: Sequence[Item], lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -65,7 +43,7 @@ def batches(items: Sequence[Item], lengths: Sequence[int], size: int) -> list[li
 
 
 @torch.no_grad()
-def read(lmm: Lmm, renderer: Renderer, items: Sequence[Item]) -> Read:
+def read(lmm: Lmm, renderer: Renderer, items: Sequence[Item]) -> decode.Read:
     """Read the prompts of one batch, what all of them begin with once a picture.
 
     The common prefix must reach behind the picture; where it does not (a text before the picture differs,
@@ -79,16 +57,15 @@ def read(lmm: Lmm, renderer: Renderer, items: Sequence[Item]) -> Read:
     first = [int((of == k).nonzero()[0]) for k in range(len(pictures))]
     rows = [row[keep.bool()] for row, keep in zip(ids, mask)]
     length = _common(rows, base.config.image_token_index)
-    cache = DynamicCache(config=base.config.get_text_config())
     if not length or not is_shared(lmm, items):
         # nothing is shared
-        inputs = embed(base, batch, image_features(base, batch))
-        return _forward(base, cache, inputs, mask)
+        return decode.read(base, embed(base, batch, image_features(base, batch)), mask)
     alone = move(renderer.prompt_batch([items[k] for k in first]), lmm.device)
     features = image_features(base, alone)
     prefix = torch.stack([rows[k][:length] for k in first])
     inputs = embed(base, {"input_ids": prefix}, features)
-    _forward(base, cache, inputs, torch.ones_like(prefix), logits=False)
+    cache = DynamicCache(config=base.config.get_text_config())
+    decode.forward(base, cache, inputs, torch.ones_like(prefix), logits=False)
     cache.batch_select_indices(of)
     width = max(len(row) for row in rows) - length
     tail = torch.full((len(rows), width), renderer.pad_id, device=lmm.device)
@@ -97,7 +74,7 @@ def read(lmm: Lmm, renderer: Renderer, items: Sequence[Item]) -> Read:
         tail[k, width - (len(row) - length) :] = row[length:]
         seen[k, width - (len(row) - length) :] = 1
     whole = torch.cat([torch.ones(len(rows), length, dtype=seen.dtype, device=lmm.device), seen], dim=1)
-    return _forward(base, cache, base.get_input_embeddings()(tail), whole)
+    return decode.forward(base, cache, base.get_input_embeddings()(tail), whole)
 
 
 def _common(rows: Sequence[Tensor], image_token: int) -> int:
@@ -111,50 +88,6 @@ def _common(rows: Sequence[Tensor], image_token: int) -> int:
     return length if covered and whole else 0
 
 
-def _forward(base: Any, cache: DynamicCache, inputs: Tensor, mask: Tensor, *, logits: bool = True) -> Read:
-    """One pass over the last ``inputs.shape[1]`` tokens of rows whose whole mask is (B, T)."""
-    positions = position_ids(mask)[:, -inputs.shape[1] :]
-    hidden = base.model.language_model(
-        inputs_embeds=inputs,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    return Read(cache, mask, next_logits(base, hidden[:, -1]) if logits else hidden[:, -1])
-
-
-@torch.no_grad()
-def greedy(
-    lmm: Lmm, renderer: Renderer, items: Sequence[Item], ends: Sequence[int], max_new_tokens: int
-) -> list[tuple[list[int], bool]]:
-    """Each item's tokens (its end token included) and whether the end came; as ``generate`` at temperature 0.
-
-    A row that has ended leaves the batch, so that a long answer does not drag short ones along.
-    """
-    base = unwrap(lmm.model)
-    state = read(lmm, renderer, items)
-    found: list[list[int]] = [[] for _ in items]
-    complete = [False] * len(items)
-    left = list(range(len(items)))
-    for step in range(max_new_tokens):
-        state.logits[:, renderer.image_token_id] = float("-inf")
-        chosen = state.logits.argmax(-1)
-        for row, token in zip(left, chosen.tolist()):
-            found[row].append(token)
-            complete[row] = token in ends
-        going = [k for k, row in enumerate(left) if not complete[row]]
-        if not going or step + 1 == max_new_tokens:
-            break
-        if len(going) < len(left):
-            rows = torch.tensor(going, device=lmm.device)
-            state.keep(rows)
-            left, chosen = [left[k] for k in going], chosen[rows]
-        mask = torch.cat([state.mask, state.mask.new_ones(len(left), 1)], dim=1)
-        state = _forward(base, state.cache, base.get_input_embeddings()(chosen[:, None]), mask)
-    return list(zip(found, complete))
-
-
 def answer(
     lmm: Lmm,
     renderer: Renderer,
@@ -165,9 +98,12 @@ def answer(
     batch_size: int,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> list[tuple[list[int], bool]]:
-    """``greedy`` for any number of items, in their order."""
+    """Each item's tokens (its end token included) and whether the end came, at temperature 0."""
+    base = unwrap(lmm.model)
     rows = batches(items, renderer.prompt_lengths(items), batch_size)
     found: dict[int, tuple[list[int], bool]] = {}
     for part in progress(rows) if progress else rows:
-        found |= zip(part, greedy(lmm, renderer, [items[i] for i in part], ends, max_new_tokens))
+        state = read(lmm, renderer, [items[i] for i in part])
+        said = decode.decode(base, state, decode.greedy, ends, [renderer.image_token_id], max_new_tokens)
+        found |= zip(part, said)
     return [found[i] for i in range(len(items))]

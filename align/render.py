@@ -10,7 +10,7 @@ sample.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -168,25 +168,33 @@ class Renderer:
         more = self.image_length() - 1
         return [n + more * item[3] for n, item in zip(lengths, items, strict=True)]
 
-    def misfits(self, examples: Sequence[Example], max_length: int) -> list[str]:
-        """What ``train_batch`` would say of the samples that cannot be cut to ``max_length``.
+    def train_lengths(self, examples: Sequence[Example]) -> list[int]:
+        """Tokens of each conversation as ``train_batch`` renders it, an image counted as ``image_length``."""
+        return [len(row.ids) + max(count - 1, 0) for row, count in self._train_rows(examples)]
 
-        No picture is opened; an image counts as ``image_length``.
-        """
-        said = []
+    def _train_rows(self, examples: Sequence[Example]) -> Iterator[tuple[Row, int]]:
+        """Each sample's row, its image still one token, and how many that stands for (0: no image)."""
         count = self.image_length()
         for start in range(0, len(examples), 256):
             part = examples[start : start + 256]
             images = [None if e.image is None else _BLANK for e in part]
             turns = [self._clean(e.messages) for e in part]
             rows = self._encode(turns, images, generate=False, names=[e.id for e in part])
-            for row, image in zip(rows, images, strict=True):
-                try:
-                    if isinstance(self.processor, LlavaProcessor):
-                        self._expand(row, 0 if image is None else count)
-                    fit(row, max_length)
-                except RenderError as error:
-                    said.append(str(error))
+            yield from ((row, 0 if image is None else count) for row, image in zip(rows, images, strict=True))
+
+    def misfits(self, examples: Sequence[Example], max_length: int) -> list[str]:
+        """What ``train_batch`` would say of the samples that cannot be cut to ``max_length``.
+
+        No picture is opened; an image counts as ``image_length``.
+        """
+        said = []
+        for row, count in self._train_rows(examples):
+            try:
+                if isinstance(self.processor, LlavaProcessor):
+                    self._expand(row, count)
+                fit(row, max_length)
+            except RenderError as error:
+                said.append(str(error))
         return said
 
     def pixel_values(self, pictures: Sequence[PILImage.Image]) -> Tensor:

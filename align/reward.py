@@ -248,8 +248,10 @@ def train_step(
     model.lmm.model.train(settings.lora.dropout > 0)
     optimizer.zero_grad(set_to_none=True)
     loss_sum, right, margin, reward = 0.0, 0.0, 0.0, 0.0
+    # neighbours of like length share a pass, which saves padding; the gradient is of all of them
+    ordered = sorted(pairs, key=lambda pair: (-_characters(pair, model.info), pair.id))
     for start in range(0, len(pairs), settings.batch_size):
-        part = pairs[start : start + settings.batch_size]
+        part = ordered[start : start + settings.batch_size]
         pictures = pair_pictures(part, settings.data.images)
         items = pair_items(part, encode_pictures(model.lmm, model.renderer, pictures))
         with torch.autocast(model.lmm.device.type, torch.bfloat16, enabled=settings.bf16):
@@ -278,6 +280,14 @@ def train_step(
         "grad_norm": float(norm),
         "lr": optimizer.param_groups[0]["lr"],
     }
+
+
+def _characters(pair: Pair, info: RewardInfo) -> int:
+    """About how long the longer of a pair's texts is."""
+    facts = info.facts_of(pair.id, pair.facts, 0) or ""
+    asked = sum(len(message.content) for message in pair.messages)
+    answers = 1 + info.template.count("{response}")
+    return asked + len(facts) + answers * max(len(pair.chosen), len(pair.rejected))
 
 
 def evaluate(model: RewardModel, held: list[Pair], settings: RewardSettings) -> PairReport:
@@ -366,7 +376,7 @@ def report_pairs(
     """
     known = {} if known is None else known
     # neighbours of like length share a batch, which saves padding
-    ordered = sorted(pairs, key=lambda p: (-len(p.chosen) - len(p.rejected), p.id))
+    ordered = sorted(pairs, key=lambda p: (-_characters(p, model.info), p.id))
     new = [p for p in ordered if not {(p.id, p.chosen), (p.id, p.rejected)} <= known.keys()]
     for start in range(0, len(new), batch_size):
         part = new[start : start + batch_size]

@@ -27,16 +27,14 @@ from align.models.lmm import (
     add_adapters,
     is_llava,
     load,
-    logprobs_of,
     move,
     save,
     unwrap,
 )
-from align.models.lmm import hidden_states as last_hidden
 from align.models.vision import KeptTower
 from align.pictures import PictureKey, open_picture, picture_key
 from align.render import IGNORE, ImageInput, Renderer, RenderError
-from align.sft_trainer import RunCallback, SftTrainer, arguments, latest_checkpoint
+from align.sft_trainer import ByLength, RunCallback, SftTrainer, arguments, latest_checkpoint, loss_sum
 from align.sft_trainer import SftError as SftError
 from data.jsonl import Rejects, read_json
 from data.load import load as load_records
@@ -207,30 +205,23 @@ def check_lengths(renderer: Renderer, examples: Sequence[Example], max_length: i
 
 def check_batch(lmm: Lmm, collate: Collator, pairs: Sequence[tuple[Example, ImageInput]]) -> float:
     """Render and run one batch; returns its loss. Raises ModelError if it is not finite."""
-    loss, tokens = _loss_sum(lmm.model, move(collate(pairs), lmm.device))
+    with torch.no_grad():
+        summed, tokens = loss_sum(lmm.model, move(collate(pairs), lmm.device))
+    loss = float(summed)
     if not math.isfinite(loss):
         raise ModelError(f"the first batch's loss is {loss}; the checkpoint or its precision is broken")
     return loss / tokens
 
 
 @torch.no_grad()
-def _loss_sum(model: Any, batch: dict[str, Any]) -> tuple[float, int]:
-    """Summed cross-entropy and number of the labelled tokens."""
-    labels = batch["labels"][:, 1:]
-    learned = labels != IGNORE
-    hidden = last_hidden(model, batch)[:, -batch["logits_to_keep"] : -1]
-    logprobs, _ = logprobs_of(model, hidden[learned].unsqueeze(0), labels[learned].unsqueeze(0))
-    return -float(logprobs.sum()), int(learned.sum())
-
-
 def evaluate(model: Any, data: Pictures, collate: Collator, batch_size: int, device: torch.device) -> float:
     """Mean cross-entropy over all labelled tokens: the batch size does not change it."""
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
     for batch in _batches(data, collate, batch_size):
-        loss, tokens = _loss_sum(model, move(batch, device))
-        total, count = total + loss, count + tokens
+        loss, tokens = loss_sum(model, move(batch, device))
+        total, count = total + float(loss), count + tokens
     model.train(was_training)
     return total / count
 
@@ -274,13 +265,17 @@ def train(
         def evaluate_now() -> float:
             return evaluate(lmm.model, eval_data, collate, settings.batch_size, lmm.device)
 
+    # the batches of one step together: they are weighed by their tokens
+    lengths = collate.renderer.train_lengths(train_data.examples)
+    order = ByLength(lengths, settings.batch_size * settings.grad_accum, settings.seed)
     trainer = SftTrainer(
         model=lmm.model,
+        order=order,
         args=arguments(settings, run_dir.path / "trainer", lmm.device),
         train_dataset=train_data,
         data_collator=collate,
         optimizers=(optimizer, None),
-        callbacks=[RunCallback(run_dir, evaluate_now)],
+        callbacks=[RunCallback(run_dir, order, evaluate_now)],
     )
     for noisy in (PrinterCallback, *([] if sys.stderr.isatty() else [ProgressCallback])):
         trainer.remove_callback(noisy)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from align.checkpoint import RunDir, load_tensors, save_tensors
 from align.config import SftSettings
-from align.models.lmm import ModelError
+from align.models.lmm import ModelError, hidden_states, is_llava, logprobs_of
+from align.rows import IGNORE
+from align.schedule import permutation
 
 WEIGHTS = "trained.safetensors"
 
@@ -23,13 +27,61 @@ class SftError(ValueError):
     """A training run that cannot go on; the text says what was seen and what to change."""
 
 
+#: batches whose samples are put in order of their lengths together
+POOL = 8
+
+
+class ByLength(Sampler[int]):
+    """A random order in which the samples of one batch are of like length: little is padded.
+
+    Samples are shuffled, taken ``POOL`` batches at a time and sorted by length there, and the batches are
+    shuffled; what does not fill a batch comes last. A function of (seed, epoch).
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self.lengths, self.batch, self.seed = list(lengths), batch, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order = permutation(len(self.lengths), self.seed, "samples", self.epoch)
+        batches = []
+        for start in range(0, len(order), POOL * self.batch):
+            pool = sorted(order[start : start + POOL * self.batch], key=lambda i: -self.lengths[i])
+            batches += [pool[at : at + self.batch] for at in range(0, len(pool), self.batch)]
+        full = [batch for batch in batches if len(batch) == self.batch]
+        rest = [batch for batch in batches if len(batch) < self.batch]
+        for k in permutation(len(full), self.seed, "batches", self.epoch):
+            yield from full[k]
+        for batch in rest:
+            yield from batch
+
+
 class SftTrainer(Trainer):
-    """Checkpoints hold what learns, under the parameters' own names.
+    """Checkpoints hold what learns, under the parameters' own names; ``order`` is the samples' order.
 
     Trainer's own would write LLaVA's keys in their legacy layout, and on resume find none of them: the run
     would go on from the initial weights with no more than a warning. And a loss or gradient that is not
     finite ends the run, ahead of the update.
     """
+
+    def __init__(self, *args: Any, order: ByLength, **kwargs: Any) -> None:
+        self.order = order
+        super().__init__(*args, **kwargs)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int]:
+        return self.order
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean cross-entropy; a LLaVA's language head is applied to the positions that are learned alone."""
+        if not is_llava(model) or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, tokens = loss_sum(model, inputs)
+        return loss / (tokens if num_items_in_batch is None else num_items_in_batch)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -69,6 +121,15 @@ class SftTrainer(Trainer):
             tensor.copy_(saved[name])
 
 
+def loss_sum(model: Any, batch: dict[str, Any]) -> tuple[Tensor, int]:
+    """Summed cross-entropy () and number of the labelled tokens of what ``align.sft.Collator`` makes."""
+    labels = batch["labels"][:, 1:]
+    learned = labels != IGNORE
+    hidden = hidden_states(model, batch)[:, -batch["logits_to_keep"] : -1]
+    logprobs, _ = logprobs_of(model, hidden[learned].unsqueeze(0), labels[learned].unsqueeze(0))
+    return -logprobs.sum(), int(learned.sum())
+
+
 def _learned(model: Any) -> dict[str, Tensor]:
     """Learning parameters and, for batch norms' statistics, the buffers."""
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -78,9 +139,14 @@ def _learned(model: Any) -> dict[str, Tensor]:
 class RunCallback(TrainerCallback):
     """Writes Trainer's losses, and ours on the held-out data, to the run directory."""
 
-    def __init__(self, run_dir: RunDir, evaluate_now: Any | None) -> None:
-        self.run_dir = run_dir
+    def __init__(self, run_dir: RunDir, order: ByLength, evaluate_now: Any | None) -> None:
+        self.run_dir, self.order = run_dir, order
         self.evaluate_now = evaluate_now
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # also where a resumed run begins
+        batches = math.ceil(len(self.order) / args.per_device_train_batch_size)
+        self.order.epoch = state.global_step // math.ceil(batches / args.gradient_accumulation_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # the running mean of the loss is no part of a checkpoint: log it ahead of one, and a resumed run

@@ -29,17 +29,17 @@ class ChainError(ValueError):
 class Scale:
     """Sizes of one chain (records, pictures, PPO steps); the default is the demo's."""
 
-    sft: int = 5000
-    text: int = 700
-    human: int = 3500
-    pairs: int = 4000
-    prompts: int = 3000
-    describe: int = 1000
-    pope_images: int = 300
-    heldout: int = 400
-    test: int = 600
+    sft: int = 4000
+    text: int = 560
+    human: int = 2800
+    pairs: int = 3200
+    prompts: int = 2400
+    describe: int = 800
+    pope_images: int = 200
+    heldout: int = 300
+    test: int = 500
     ppo_steps: int = 30
-    rollouts: int = 128
+    rollouts: int = 96
     batch: int = 24
 
 
@@ -58,8 +58,8 @@ QUICK = Scale(
 )
 
 
-#: a seed of a study: a little less than the demo, for eight of them to take an hour and a half
-STUDY = Scale(pairs=3600, pope_images=200)
+#: a seed of a study: the demo's training, and more descriptions, which the studies are about
+STUDY = Scale(describe=1000, pope_images=150)
 
 
 @contextlib.contextmanager

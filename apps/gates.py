@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: a reward model must agree with more than this share of the clean choices
 GATE = 0.55
+#: as in training: the texts of more pairs at once leave the processor's cache, and take longer
+PAIRS_AT_ONCE = 8
 
 
 def measure(root: Path, reward: str, seed: int, images: str | None = None) -> dict[str, Any]:
@@ -46,7 +48,10 @@ def measure(root: Path, reward: str, seed: int, images: str | None = None) -> di
     known: dict[tuple[str, str], float] = {}
     for name, records in (("noisy", noisy), ("clean", clean), ("hallucination", differ)):
         pairs = pairs_of(records, "preferred")[0] if records else []
-        found[name] = figures(report_pairs(model, pairs, images, seed=seed, known=known) if pairs else None)
+        scored = None
+        if pairs:
+            scored = report_pairs(model, pairs, images, seed=seed, batch_size=PAIRS_AT_ONCE, known=known)
+        found[name] = figures(scored)
     found["agreement"] = agreement(noisy, scenes)
     write_json(root / f"{reward}_report" / "results.json", found)
     return found

@@ -6,15 +6,15 @@ what happens to the bad ones (stop at the first, or stop when they are too many,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import os
-import secrets
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -22,142 +22,21 @@ from data.errors import DataError as DataError
 from data.errors import Pairs as Pairs
 from data.errors import Row as Row
 from data.errors import explain as explain
+from data.files import read_json as read_json
+from data.files import read_text as read_text
+from data.files import replacing, to_json
+from data.files import whole_text as whole_text
+from data.files import write_json as write_json
+from data.files import write_lines as write_lines
+from data.files import write_text as write_text
+from data.rows import is_reject, lines, parse_line, plain
+from data.rows import read_rows as read_rows
 from data.schema import RECORDS, AnyRecord, Facts, Preference, Verdict
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-def _open(path: str | Path) -> IO[bytes]:
-    try:
-        return open(path, "rb")
-    except FileNotFoundError:
-        raise DataError("no such file", file=str(path), mend="check the path") from None
-    except OSError as error:
-        rule = f"cannot be read ({error.strerror})"
-        raise DataError(rule, file=str(path), mend="give a readable file") from error
-
-
-def _lines(path: str | Path) -> Iterator[tuple[Row, str | DataError]]:
-    """Non-blank lines as text. Only a newline byte ends a line; a byte order mark is dropped."""
-    with _open(path) as file:
-        for number, data in enumerate(file, start=1):
-            if number == 1:
-                data = data.removeprefix(b"\xef\xbb\xbf")
-            try:
-                text = data.decode("utf-8").strip()
-            except UnicodeDecodeError as error:
-                row = Row(str(path), line=number, raw=data.decode("utf-8", "replace"))
-                rule = f"not UTF-8 (byte {error.start} of the line)"
-                yield row, row.locate(DataError(rule, mend="save the file as UTF-8"))
-                continue
-            if text:
-                yield Row(str(path), line=number, raw=text), text
-
-
-def _parse_line(row: Row, text: str) -> Any:
-    try:
-        value = json.loads(text)
-        if "\\u" in text:  # the bytes were UTF-8, so only an escape can hold half a character
-            whole_text(value)
-    except json.JSONDecodeError as error:
-        rule = f"not valid JSON ({error.msg}, column {error.colno})"
-        raise row.locate(DataError(rule, mend="put one whole JSON object on each line")) from None
-    except DataError as error:
-        raise row.locate(error) from None
-    return value
-
-
-def whole_text(value: Any, key: str | None = None) -> None:
-    """Raise DataError (without a file) for a text that holds a lone surrogate: JSON can escape one
-    (``"\\ud83d"``), but no UTF-8 file and no tokenizer takes it."""
-    if isinstance(value, str):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            rule = f"half a character ({value[error.start]!r}, a lone surrogate)"
-            raise DataError(rule, key=key, mend="write the character whole, or remove it") from None
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            whole_text(name, key)
-            whole_text(item, f"{key}.{name}" if key else name)
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            whole_text(item, f"{key}.{i}" if key else str(i))
-
-
-def read_json(path: str | Path) -> Any:
-    """The value of a JSON file.
-
-    Raises DataError with the line where it is not UTF-8 or not JSON, or with the key of a text that is no
-    whole text (a lone surrogate).
-    """
-    value = _parse_file(path)
-    try:
-        whole_text(value)
-    except DataError as error:
-        raise Row(str(path)).locate(error) from None
-    return value
-
-
-def read_text(path: str | Path) -> str:
-    """A file's text, without a byte order mark. Raises DataError where it cannot be read or is not UTF-8."""
-    with _open(path) as file:
-        data = file.read()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        rule = f"not UTF-8 (byte {error.start})"
-        raise DataError(rule, file=str(path), mend="save the file as UTF-8") from None
-
-
-def _parse_file(path: str | Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        rule = f"not valid JSON ({error.msg}, column {error.colno})"
-        raise DataError(rule, file=str(path), line=error.lineno, mend="correct the JSON") from None
-
-
-def read_rows(path: str | Path) -> Pairs[dict[str, Any]]:
-    """The JSON objects of a file that is a JSON array or has one object a line (told by its first byte)."""
-    with _open(path) as file:
-        head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    found: Iterator[tuple[Row, Any]]
-    if head.startswith(b"["):
-        found = _json_array(path)
-    else:
-        found = _json_lines(path)
-    for row, value in found:
-        if isinstance(value, DataError | dict):
-            yield row, value
-        else:
-            rule = f"the record is a {type(value).__name__}, not a JSON object"
-            yield row, row.locate(DataError(rule, mend="give an object with named keys"))
-
-
-def _json_array(path: str | Path) -> Iterator[tuple[Row, Any]]:
-    for i, value in enumerate(_parse_file(path)):
-        row = Row(str(path), index=i, raw=value)
-        try:
-            whole_text(value)
-        except DataError as error:
-            yield row, row.locate(error)
-        else:
-            yield row, value
-
-
-def _json_lines(path: str | Path) -> Iterator[tuple[Row, Any]]:
-    for row, text in _lines(path):
-        if isinstance(text, DataError):
-            yield row, text
-            continue
-        try:
-            value = _parse_line(row, text)
-        except DataError as error:
-            yield row, error
-        else:
-            yield Row(row.file, line=row.line, raw=value), value
+#: bad records that an error quotes
+QUOTED = 3
 
 
 @dataclass
@@ -168,8 +47,7 @@ class Rejects:
 
     def write(self, path: str | Path) -> None:
         """One JSON line a bad record: its place, the reason, and the original. Empty when all is well."""
-        # ASCII, because an original may hold what UTF-8 cannot (see ``whole_text``)
-        write_lines(path, (json.dumps(_reject(row, error)) for row, error in self.found))
+        write_lines(path, (_reject(row, error) for row, error in self.found))
 
 
 def keep(
@@ -185,14 +63,16 @@ def keep(
     ``strict`` raises the first bad record's error. Otherwise bad records are counted, and once the
     input (or ``limit`` good records) is through, more than the share ``max_bad`` of them raises a
     DataError that quotes the first few; fewer are left out with a warning. ``rejects`` gets them all, in
-    every case: a file is written at the end of reading, a ``Rejects`` by its owner.
+    every case: a file as they are found (it is there at the end of reading), a ``Rejects`` for its owner.
     """
-    good = 0
-    bad: list[tuple[Row, DataError]] = []
-    try:
+    good = bad = 0
+    first: list[DataError] = []
+    with _writer(rejects) as put:
         for row, got in pairs:
             if isinstance(got, DataError):
-                bad.append((row, got))
+                bad += 1
+                first += [got] if bad <= QUOTED else []
+                put(row, got)
                 if strict:
                     raise got
                 continue
@@ -200,35 +80,48 @@ def keep(
             yield got
             if good == limit:
                 break
-    finally:
-        if isinstance(rejects, Rejects):
-            rejects.found += bad
-        elif rejects is not None:
-            Rejects(bad).write(rejects)
-    count = f"{len(bad)} of {good + len(bad)} records are bad"
-    if len(bad) > max_bad * (good + len(bad)):
-        quoted = "".join(f"\n  {error}" for _, error in bad[:3])
+    count = f"{bad} of {good + bad} records are bad"
+    if bad > max_bad * (good + bad):
+        quoted = "".join(f"\n  {error}" for error in first)
         lists = "align data validate FILE --rejects OUT lists them"
         seen = f"see {rejects}" if isinstance(rejects, str | Path) else lists
         mend = f"mend them ({seen}) or raise max_bad. The first:{quoted}"
         rule = f"{count}, more than {max_bad:.3g} of them"
-        raise DataError(rule, file=bad[0][0].file, mend=mend)
+        raise DataError(rule, file=first[0].file, mend=mend)
     if bad:
-        log.warning("%s and left out; the first: %s", count, bad[0][1])
+        log.warning("%s and left out; the first: %s", count, first[0])
 
 
-def _reject(row: Row, error: DataError) -> dict[str, Any]:
+@contextlib.contextmanager
+def _writer(rejects: str | Path | Rejects | None) -> Iterator[Callable[[Row, DataError], None]]:
+    """Puts bad records where they belong; the file is written when the block ends, by an error too."""
+    if isinstance(rejects, Rejects):
+        yield lambda row, error: rejects.found.append((row, error))
+        return
+    if rejects is None:
+        yield lambda row, error: None
+        return
+    with replacing(rejects, always=True) as file:
+        yield lambda row, error: print(_reject(row, error), file=file)
+
+
+def _reject(row: Row, error: DataError) -> str:
     place = {"file": row.file, "line": row.line, "index": row.index}
     reason = {"key": error.key, "rule": error.rule, "mend": error.mend}
     record = row.raw
     if isinstance(record, str):
         with suppress(ValueError):  # a line that is not JSON stays as text
             record = json.loads(record)
-    return {k: v for k, v in (place | reason).items() if v is not None} | {"record": record}
+    told = {k: v for k, v in (place | reason).items() if v is not None} | {"record": plain(record)}
+    # ASCII, because an original may hold what UTF-8 cannot (see ``whole_text``)
+    return json.dumps(told)
 
 
 def _parse_record(row: Row, text: str) -> AnyRecord:
-    value = _parse_line(row, text)
+    value = parse_line(row, text)
+    if isinstance(value, dict) and is_reject(value):
+        value = value["record"]
+        text = json.dumps(value)
     if not isinstance(value, dict):
         raise row.locate(DataError("the line is not a JSON object", mend="give an object with named keys"))
     kind = value.get("kind")
@@ -253,7 +146,7 @@ def identity(record: AnyRecord) -> tuple[str, ...] | None:
 
 def record_pairs(path: str | Path) -> Pairs[AnyRecord]:
     """Every line of a schema file as a record or as the reason why it is none; duplicate ids pass."""
-    for row, text in _lines(path):
+    for row, text in lines(path):
         try:
             yield row, text if isinstance(text, DataError) else _parse_record(row, text)
         except DataError as error:
@@ -261,17 +154,27 @@ def record_pairs(path: str | Path) -> Pairs[AnyRecord]:
 
 
 def no_duplicates(pairs: Pairs[AnyRecord]) -> Pairs[AnyRecord]:
-    """Turn every record whose identity was seen before into an error that names the first place."""
-    seen: dict[tuple[str, ...], Row] = {}
+    """Turn every record whose identity was seen before into an error that names the first place.
+
+    Identities are kept as 64-bit hashes: some tens of bytes a record, whatever the ids are.
+    """
+    seen: set[int] = set()
+    # in their order, for the place of the first
+    hashes, places, files = array("q"), array("q"), dict[str, int]()
     for row, got in pairs:
         name = None if isinstance(got, DataError) else identity(got)
-        if name is not None and name in seen:
-            first = seen[name]
-            rule = f"duplicate id {name[1]!r} (first in {first.file}:{first.line})"
+        if name is None:
+            yield row, got
+            continue
+        key = hash(name)
+        if key in seen:
+            number, place = divmod(places[hashes.index(key)], 1 << 40)
+            rule = f"duplicate id {name[1]!r} (first in {list(files)[number]}:{place})"
             yield row, row.locate(DataError(rule, key="id", mend="give each record its own id"))
             continue
-        if name is not None:
-            seen[name] = Row(row.file, line=row.line, index=row.index)
+        seen.add(key)
+        hashes.append(key)
+        places.append((files.setdefault(row.file, len(files)) << 40) + row.number + 1)
         yield row, got
 
 
@@ -328,69 +231,21 @@ def dump(record: AnyRecord) -> dict[str, Any]:
 
 def write_records(path: str | Path, records: Iterable[AnyRecord]) -> int:
     """Write one record a line, atomically; returns how many. Raises DataError on a duplicate id."""
-    seen: set[tuple[str, ...]] = set()
+    seen: set[int] = set()
 
-    def lines() -> Iterator[str]:
+    def lines_of() -> Iterator[str]:
         for index, record in enumerate(records):
             name = identity(record)
-            if name is not None and name in seen:
+            if name is not None and hash(name) in seen:
                 rule = f"duplicate id {name[1]!r}"
                 raise DataError(rule, file=str(path), index=index, key="id", mend="make ids unique")
             if name is not None:
-                seen.add(name)
-            yield _to_json(dump(record), path, index)
+                seen.add(hash(name))
+            yield to_json(dump(record), path, index)
 
-    return write_lines(path, lines())
+    return write_lines(path, lines_of())
 
 
 def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write JSON objects one a line, atomically; returns how many."""
-    return write_lines(path, (_to_json(row, path, i) for i, row in enumerate(rows)))
-
-
-def _to_json(value: Any, path: str | Path, index: int | None = None, indent: int | None = None) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
-    except ValueError as error:
-        mend = "replace it by a number or null"
-        raise DataError(f"cannot be JSON ({error})", file=str(path), index=index, mend=mend) from None
-
-
-def write_lines(path: str | Path, lines: Iterable[str]) -> int:
-    """Write text lines, atomically; returns how many."""
-    count = 0
-
-    def fill(file: IO[str]) -> None:
-        nonlocal count
-        for line in lines:
-            file.write(line + "\n")
-            count += 1
-
-    _atomic(Path(path), fill)
-    return count
-
-
-def write_json(path: str | Path, obj: Any) -> None:
-    """Write one JSON value, indented, atomically."""
-    write_text(path, _to_json(obj, path, indent=2) + "\n")
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file, atomically."""
-    _atomic(Path(path), lambda file: file.write(text))
-
-
-def _atomic(path: Path, fill: Callable[[IO[str]], object]) -> None:
-    """Fill a new file beside ``path``, then move it there: readers see the old or the new, never a part."""
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a plain open (not tempfile's 0600) so that the file gets the permissions the user's umask gives
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "x", encoding="utf-8", newline="\n") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    return write_lines(path, (to_json(row, path, i) for i, row in enumerate(rows)))

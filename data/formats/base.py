@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from data.jsonl import DataError, Pairs, Row, explain, keep, read_rows, write_json, write_rows
+from data.files import write_array
+from data.jsonl import DataError, Pairs, Row, explain, keep, read_rows, write_rows
 from data.schema import AnyRecord, Image
 
 M = TypeVar("M", bound=BaseModel)
@@ -22,22 +22,44 @@ MARKER = "<image>"
 
 @dataclass(frozen=True)
 class Format:
-    """A foreign layout: ``pairs`` reads a file as records or errors; ``row``, if any, is the way back."""
+    """A foreign layout: ``parse`` reads one row of it, ``row``, if any, is the way back."""
 
     name: str
     #: what one record of it becomes: a kind of ``data.schema``, or "pope" / "mmhal" for benchmark items
     kind: str
     doc: str
-    pairs: Callable[[str | Path], Pairs[Any]]
+    #: one row as a record; raises DataError without a place. None where a file is not read row by row
+    parse: Callable[[Row, dict[str, Any]], Any] | None = None
     row: Callable[[Any], dict[str, Any]] | None = None
+    #: a file (or folder) as records or errors, given the files of ``beside`` by keyword; None: by ``parse``
+    reader: Callable[..., Pairs[Any]] | None = None
     #: layouts of one project, of which the wanted record kind chooses one
     family: str = ""
-    #: keys that every row has; they tell the formats apart
+    #: what holds it: "rows" (JSON array or lines, Parquet, TSV), "object" (one JSON object), or "folder"
+    holder: Literal["rows", "object", "folder"] = "rows"
+    #: keys that every row has, or top-level keys, or names in the folder; they tell the formats apart
     needs: frozenset[str] = frozenset()
     #: top-level keys that reading carries over; others are reported by ``align data convert``
     keys: frozenset[str] = frozenset()
+    #: further files that belong to one: name -> what it is
+    beside: Mapping[str, str] = field(default_factory=dict)
+    #: those of ``beside`` without which nothing can be read
+    required: frozenset[str] = frozenset()
     #: one object a line (else one JSON array); a target named .jsonl gets lines in any case
     lines: bool = False
+
+    def pairs(self, path: str | Path, **beside: str | Path) -> Pairs[Any]:
+        """A file as records or errors. DataError where ``beside`` names what the format does not know."""
+        unknown = sorted(beside.keys() - self.beside.keys())
+        missing = sorted(self.required - beside.keys())
+        if unknown or missing:
+            known = ", ".join(f"{name} ({what})" for name, what in self.beside.items()) or "none"
+            rule = f"{self.name} takes no {unknown[0]!r}" if unknown else f"{self.name} needs {missing[0]!r}"
+            raise DataError(rule, file=str(path), key="beside", mend=f"files beside it: {known}")
+        if self.reader is not None:
+            return self.reader(path, **beside)
+        assert self.parse is not None, self.name
+        return by_row(self.parse)(path)
 
     def read(
         self,
@@ -47,20 +69,23 @@ class Format:
         strict: bool = False,
         max_bad: float = 0.01,
         rejects: str | Path | None = None,
+        beside: Mapping[str, str | Path] | None = None,
     ) -> list[Any]:
         """All records of a file; bad ones are dealt with as ``data.jsonl.keep`` says."""
-        pairs = unique_ids(self.pairs(path))
+        pairs = unique_ids(self.pairs(path, **(beside or {})))
         return list(keep(pairs, limit=limit, strict=strict, max_bad=max_bad, rejects=rejects))
 
     def write(self, path: str | Path, records: Iterable[Any]) -> int:
         """Write records in this layout, atomically; returns how many. DataError where it cannot hold one."""
-        rows = []
-        for index, (record, name) in enumerate(original_ids(records_only(self, records))):
-            try:
-                rows.append(self.to_row(record, name))
-            except DataError as error:
-                raise Row(str(path), index=index).locate(error) from None
-        return self.write_rows(path, rows)
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for index, (record, name) in enumerate(original_ids(records_only(self, records))):
+                try:
+                    yield self.to_row(record, name)
+                except DataError as error:
+                    raise Row(str(path), index=index).locate(error) from None
+
+        return self.write_rows(path, rows())
 
     def to_row(self, record: Any, name: str | None = None) -> dict[str, Any]:
         """One record as a row; ``name`` replaces its id. DataError (without a place) where it cannot be."""
@@ -71,12 +96,11 @@ class Format:
             row["id"] = name
         return row
 
-    def write_rows(self, path: str | Path, rows: list[dict[str, Any]]) -> int:
+    def write_rows(self, path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
         """Write finished rows in this format's file layout, atomically; returns how many."""
         if self.lines or Path(path).suffix == ".jsonl":
             return write_rows(path, rows)
-        write_json(path, rows)
-        return len(rows)
+        return write_array(path, rows)
 
 
 def by_row(parse: Callable[[Row, dict[str, Any]], Any]) -> Callable[[str | Path], Pairs[Any]]:
@@ -98,38 +122,38 @@ def by_row(parse: Callable[[Row, dict[str, Any]], Any]) -> Callable[[str | Path]
 def unique_ids(pairs: Pairs[Any]) -> Pairs[Any]:
     """Number repeated ids ("x", "x#2", "x#3"): foreign files often use the image's name as id.
 
-    Items without a textual ``id`` (benchmark items) pass unchanged.
+    Items without a textual ``id`` (benchmark items) pass unchanged. Of ids that stand once, a hash is kept.
     """
-    count: Counter[str] = Counter()
-    taken: set[str] = set()
+    count: dict[str, int] = {}
+    taken: set[int] = set()
     for row, got in pairs:
         name = getattr(got, "id", None)
         if isinstance(got, DataError) or not isinstance(name, str):
             yield row, got
             continue
-        count[name] += 1
-        unique = name if count[name] == 1 else f"{name}#{count[name]}"
-        while unique in taken:
-            count[name] += 1
+        unique = name
+        while hash(unique) in taken:
+            count[name] = count.get(name, 1) + 1
             unique = f"{name}#{count[name]}"
-        taken.add(unique)
+        taken.add(hash(unique))
         yield row, got if unique == name else got.model_copy(update={"id": unique})
 
 
 def original_ids(records: Iterable[Any]) -> Iterator[tuple[Any, str | None]]:
     """Each record with the id it had before ``unique_ids``: "x#2" is "x" again where "x" came before."""
-    count: Counter[str] = Counter()
+    seen: set[int] = set()
+    count: dict[str, int] = {}
     for record in records:
         name = getattr(record, "id", None)
         if not isinstance(name, str):
             yield record, None
             continue
         match = re.fullmatch(r"(.*)#([0-9]+)", name, re.DOTALL)
-        if match and count[match[1]] >= 1 and int(match[2]) == count[match[1]] + 1:
-            count[match[1]] += 1
+        if match and hash(match[1]) in seen and int(match[2]) == count.get(match[1], 1) + 1:
+            count[match[1]] = count.get(match[1], 1) + 1
             yield record, match[1]
             continue
-        count[name] += 1
+        seen.add(hash(name))
         yield record, name
 
 

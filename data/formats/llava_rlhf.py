@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.formats.base import Format, build, by_row, image_name, need, pair_of, row_id
+from data.formats.base import Format, build, image_name, need, pair_of, row_id
 from data.formats.llava import parse_image, parse_turns, turns_to_json
 from data.jsonl import DataError, Row, read_json
 from data.schema import AnswerType, Example, Facts, Image, LengthClass, Preference, Prompt, Response
@@ -189,7 +189,7 @@ PREFERENCES = Format(
     name="llava_rlhf",
     kind="preference",
     doc="LLaVA-RLHF preference JSON: LLaVA rows with output_1, output_2, preference 1 or 2",
-    pairs=by_row(_preference),
+    parse=_preference,
     row=_preference_row,
     family="llava_rlhf",
     needs=frozenset({"conversations", "output_1", "output_2", "preference"}),
@@ -200,7 +200,7 @@ PROMPTS = Format(
     name="llava_rlhf_prompts",
     kind="prompt",
     doc="LLaVA-RLHF PPO prompts: LLaVA rows with caption_type 1..7 and length_bonus; first question only",
-    pairs=by_row(_prompt),
+    parse=_prompt,
     family="llava_rlhf",
     needs=frozenset({"conversations", "caption_type"}),
     keys=frozenset({"id", "image", "conversations", "captions", "caption_type", "length_bonus"}),

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data.formats.base import Format, build, by_row
+from data.formats.base import Format, build
 from data.jsonl import Row
 
 
@@ -47,7 +47,7 @@ MMHAL = Format(
     name="mmhal",
     kind="mmhal",
     doc="MMHal-Bench template or responses: a JSON list of questions with answers and image contents",
-    pairs=by_row(_item),
+    parse=_item,
     row=_row,
     family="mmhal",
     needs=frozenset({"question_type", "question_topic", "image_src", "question", "gt_answer"}),

@@ -15,6 +15,8 @@ from data.world.shapes import sprite
 #: side of the picture that the world's models see, pixels
 SIDE = 96
 
+_BYTES = np.arange(256)
+
 #: environment -> (upper tone, lower tone, share of the height that is upper)
 GROUNDS: dict[str, tuple[RGB, RGB, float]] = {
     "park": ((176, 219, 245), (156, 206, 128), 0.45),
@@ -87,7 +89,7 @@ def draw_scene(scene: Scene, side: int = SIDE, *, clean: bool = False) -> Image.
             art = sprite(group.name, group.colour).resize((width, width), Image.Resampling.BILINEAR)
             alpha = 1 - 0.55 * d * fade
             if alpha < 1:
-                art.putalpha(art.getchannel("A").point(lambda v, a=alpha: int(v * a)))
+                art.putalpha(art.getchannel("A").point((_BYTES * alpha).astype(int).tolist()))
             room = (cell - width) / 2
             x = round((where % 3) * cell + room * (1 + jitter[0]))
             y = round((where // 3) * cell + room * (1 + jitter[1]))
