@@ -6,6 +6,7 @@ sample anew. Here rows that have ended leave the batch, and the samples of one p
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -57,12 +58,11 @@ def read(base: Any, inputs: Tensor, mask: Tensor) -> Read:
 def forward(base: Any, cache: DynamicCache, inputs: Tensor, mask: Tensor, *, logits: bool = True) -> Read:
     """One pass over the last ``inputs.shape[1]`` tokens of rows whose whole mask is (B, T)."""
     positions = position_ids(mask)[:, -inputs.shape[1] :]
-    hidden = base.model.language_model(
-        inputs_embeds=inputs,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
+    language = base.model.language_model
+    # transformers 5.24 renamed it
+    name = "cache" if "cache" in inspect.signature(language.forward).parameters else "past_key_values"
+    hidden = language(
+        inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=True, **{name: cache}
     ).last_hidden_state
     return Read(cache, mask, next_logits(base, hidden[:, -1]) if logits else hidden[:, -1])
 

@@ -29,16 +29,16 @@ class ChainError(ValueError):
 class Scale:
     """Sizes of one chain (records, pictures, PPO steps); the default is the demo's."""
 
-    sft: int = 4000
-    text: int = 560
-    human: int = 2800
-    pairs: int = 3200
+    sft: int = 3800
+    text: int = 530
+    human: int = 3300
+    pairs: int = 2600
     prompts: int = 2400
     describe: int = 800
     pope_images: int = 200
     heldout: int = 300
-    test: int = 500
-    ppo_steps: int = 30
+    test: int = 400
+    ppo_steps: int = 24
     rollouts: int = 96
     batch: int = 24
 
@@ -58,8 +58,8 @@ QUICK = Scale(
 )
 
 
-#: a seed of a study: the demo's training, and more descriptions, which the studies are about
-STUDY = Scale(describe=1000, pope_images=150)
+#: a seed of a study: the demo's with fewer of POPE's pictures, which it is not about
+STUDY = Scale(pope_images=150)
 
 
 @contextlib.contextmanager

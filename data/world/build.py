@@ -55,7 +55,7 @@ class WorldRates:
     #: share of machine-written descriptions with one false object
     planted: float = 0.3
     #: share of machine-written yes/no questions whose object is there
-    synthetic_yes: float = 0.95
+    synthetic_yes: float = 0.88
     difficulty: float = 0.7
 
 
