@@ -81,6 +81,8 @@ class DataSettings(Settings):
     path: str | list[str]
     #: name of a foreign format (``align data formats``); None reads the project's own JSONL
     format: str | None = None
+    #: the format's own options, such as the further files that it reads (``align data formats``)
+    options: dict[str, str] = {}
     #: the image root; paths in the records are relative to it and never leave it
     images: str | None = None
     #: captions keyed by image, in LLaVA-RLHF's image_to_caption.json layout, added as facts

@@ -180,23 +180,12 @@ def _say_counts(what: str, counts: Counter[str]) -> None:
         print(f"{what}: {', '.join(f'{key} ({n})' for key, n in sorted(counts.items()))}")
 
 
-def _detected(src: Path) -> list[str]:
-    from data.formats import detect
-    from data.jsonl import read_rows
-    from data.schema import RECORDS
-
-    head = [v for _, v in itertools.islice(read_rows(src), 50) if isinstance(v, dict)]
-    if head and all(row.get("kind") in RECORDS for row in head):
-        return [OWN]
-    return detect(head)
-
-
 def _inspect(args: argparse.Namespace) -> int:
+    from data.detect import describe, detect
     from data.jsonl import read_rows
 
-    found = _detected(args.src)
-    rest = f" (or {', '.join(found[1:])})" if found[1:] else ""
-    print(f"format: {found[0] if found else 'unknown'}{rest}")
+    found = detect(args.src)
+    print(f"format: {describe(found)}")
     keys: Counter[str] = Counter()
     values: dict[str, Counter[str]] = {"kind": Counter(), "source": Counter(), "split": Counter()}
     images: set[str] = set()
@@ -233,10 +222,11 @@ def _short(value: Any, width: int = 200) -> Any:
 
 
 def _validate(args: argparse.Namespace) -> int:
+    from data.detect import detect
     from data.formats import choose
     from data.jsonl import DataError, keep
 
-    name = args.source or next(iter(_detected(args.src)), OWN)
+    name = args.source or next((found.name for found in detect(args.src)), OWN)
     source = None if name == OWN else choose(name)
     if args.decode and args.images is None:
         raise DataError("--decode needs an image root", key="--images", mend="give --images DIR")

@@ -23,6 +23,7 @@ def load(
     format: str | None = None,
     images: str | Path | None = None,
     captions: str | Path | None = None,
+    options: dict[str, str] | None = None,
     limit: int | None = None,
     max_bad: float = 0.01,
     strict: bool = False,
@@ -30,11 +31,11 @@ def load(
 ) -> list[AnyRecord]:
     """All records of kind ``want`` in one file or several (concatenated), in order.
 
-    ``format`` names a foreign format (``data.formats``); None reads schema JSONL, where records of
-    other kinds are passed over. Every image must be given by bytes or by a file under ``images``, and
-    its header be an image's; it is not decoded. ``captions`` (image_to_caption.json) adds facts. Bad
-    records are dealt with as ``data.jsonl.keep`` says. Raises DataError, also when nothing is left, or
-    when images are paths and ``images`` is None.
+    ``format`` names a foreign format (``data.formats``), ``options`` are its own (``Format.options``); None
+    reads schema JSONL, where records of other kinds are passed over. Every image must be given by bytes or
+    by a file under ``images``, and its header be an image's; it is not decoded. ``captions``
+    (image_to_caption.json) adds facts. Bad records are dealt with as ``data.jsonl.keep`` says. Raises
+    DataError, also when nothing is left, or when images are paths and ``images`` is None.
     """
     if want not in RECORDS:
         raise DataError(f"unknown kind {want!r}", key="want", mend=f"use one of {', '.join(RECORDS)}")
@@ -42,7 +43,7 @@ def load(
     if not paths:
         raise DataError("no file is given", key="path", mend="name at least one")
     other: Counter[str] = Counter()
-    pairs = _pairs(paths, want, format, other)
+    pairs = _pairs(paths, want, format, other, options or {})
     checked = existing(pairs, images)
     records: list[Any] = list(keep(checked, limit=limit, strict=strict, max_bad=max_bad, rejects=rejects))
     if not records:
@@ -54,10 +55,12 @@ def load(
     return records
 
 
-def _pairs(paths: list[str | Path], want: str, format: str | None, other: Counter[str]) -> Pairs[AnyRecord]:
+def _pairs(
+    paths: list[str | Path], want: str, format: str | None, other: Counter[str], options: dict[str, str]
+) -> Pairs[AnyRecord]:
     if format is not None:
         chosen = choose(format, want)
-        return unique_ids(chain.from_iterable(chosen.pairs(p) for p in paths))
+        return unique_ids(chain.from_iterable(chosen.pairs(p, **options) for p in paths))
     found = no_duplicates(chain.from_iterable(record_pairs(p) for p in paths))
     return of_kind(found, want, other)
 

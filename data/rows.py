@@ -115,6 +115,16 @@ def _json_lines(path: str | Path) -> Iterator[tuple[Row, Any]]:
 
 
 def _array(path: str | Path) -> Iterator[tuple[Row, Any]]:
+    for _, row, value in read_members(path):
+        yield row, value
+
+
+def read_members(path: str | Path) -> Iterator[tuple[str | None, Row, Any]]:
+    """(top-level key, place, value or error) of every element of a JSON file's arrays, in turn.
+
+    For files that are one object of arrays (COCO, VQA), whose other values come too; where the file is one
+    array, the key is None. Raises DataError where it is not JSON.
+    """
     with open_file(path) as file:
         for element in JsonStream(file, str(path)):
             row = Row(str(path), index=element.index, raw=element.value)
@@ -122,9 +132,9 @@ def _array(path: str | Path) -> Iterator[tuple[Row, Any]]:
                 if element.doubtful:
                     whole_text(element.value)
             except DataError as error:
-                yield row, row.locate(error)
+                yield element.key, row, row.locate(error)
             else:
-                yield row, element.value
+                yield element.key, row, element.value
 
 
 def _parquet(path: str | Path) -> Iterator[tuple[Row, Any]]:

@@ -1,24 +1,24 @@
-"""The foreign formats, by name. Each lives in a file of its own; a new one is added to ``FORMATS`` here."""
+"""The foreign formats, by name. Each family lives in a file of its own; ``FORMATS`` lists them."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from typing import Any
 
 from data.formats import llava, llava_rlhf, mmhal, pope, trl
 from data.formats.base import Format
 from data.jsonl import DataError
 
-__all__ = ["FORMATS", "Format", "choose", "detect"]
+__all__ = ["FORMATS", "Format", "choose"]
 
 FORMATS: dict[str, Format] = {
-    "llava": llava.LLAVA,
-    "llava_rlhf": llava_rlhf.PREFERENCES,
-    "llava_rlhf_prompts": llava_rlhf.PROMPTS,
-    "trl": trl.PREFERENCES,
-    "trl_messages": trl.CONVERSATIONS,
-    "pope": pope.POPE,
-    "mmhal": mmhal.MMHAL,
+    fmt.name: fmt
+    for fmt in (
+        llava.LLAVA,
+        llava_rlhf.PREFERENCES,
+        llava_rlhf.PROMPTS,
+        trl.PREFERENCES,
+        trl.CONVERSATIONS,
+        pope.POPE,
+        mmhal.MMHAL,
+    )
 }
 
 
@@ -39,12 +39,3 @@ def choose(name: str, want: str | None = None) -> Format:
     able = [f.name for f in FORMATS.values() if f.kind == want]
     mend = f"use one of {', '.join(able)}" if able else "no format gives that kind"
     raise DataError(f"format {name!r} gives {named.kind!r} records, not {want!r}", key="format", mend=mend)
-
-
-def detect(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Names of the formats whose keys all rows have, the most specific first; empty when none fits."""
-    held: set[str] | None = None
-    for row in rows:
-        held = set(row) if held is None else held & set(row)
-    fits = [f for f in FORMATS.values() if held and f.needs <= held]
-    return [f.name for f in sorted(fits, key=lambda f: -len(f.needs))]

@@ -31,7 +31,7 @@ class Format:
     #: one row as a record; raises DataError without a place. None where a file is not read row by row
     parse: Callable[[Row, dict[str, Any]], Any] | None = None
     row: Callable[[Any], dict[str, Any]] | None = None
-    #: a file (or folder) as records or errors, given the files of ``beside`` by keyword; None: by ``parse``
+    #: a file (or folder) as records or errors, with ``options`` by keyword; None: row by row, by ``parse``
     reader: Callable[..., Pairs[Any]] | None = None
     #: layouts of one project, of which the wanted record kind chooses one
     family: str = ""
@@ -41,23 +41,23 @@ class Format:
     needs: frozenset[str] = frozenset()
     #: top-level keys that reading carries over; others are reported by ``align data convert``
     keys: frozenset[str] = frozenset()
-    #: further files that belong to one: name -> what it is
-    beside: Mapping[str, str] = field(default_factory=dict)
-    #: those of ``beside`` without which nothing can be read
+    #: what reading takes beside the file, by name: a further file that belongs to it, or a choice; with words
+    options: Mapping[str, str] = field(default_factory=dict)
+    #: those of ``options`` without which nothing can be read
     required: frozenset[str] = frozenset()
     #: one object a line (else one JSON array); a target named .jsonl gets lines in any case
     lines: bool = False
 
-    def pairs(self, path: str | Path, **beside: str | Path) -> Pairs[Any]:
-        """A file as records or errors. DataError where ``beside`` names what the format does not know."""
-        unknown = sorted(beside.keys() - self.beside.keys())
-        missing = sorted(self.required - beside.keys())
+    def pairs(self, path: str | Path, **options: str) -> Pairs[Any]:
+        """A file as records or errors. DataError for options that the format does not know, or that lack."""
+        unknown = sorted(options.keys() - self.options.keys())
+        missing = sorted(self.required - options.keys())
         if unknown or missing:
-            known = ", ".join(f"{name} ({what})" for name, what in self.beside.items()) or "none"
+            known = ", ".join(f"{name} ({what})" for name, what in self.options.items()) or "none"
             rule = f"{self.name} takes no {unknown[0]!r}" if unknown else f"{self.name} needs {missing[0]!r}"
-            raise DataError(rule, file=str(path), key="beside", mend=f"files beside it: {known}")
+            raise DataError(rule, file=str(path), key="options", mend=f"its options: {known}")
         if self.reader is not None:
-            return self.reader(path, **beside)
+            return self.reader(path, **options)
         assert self.parse is not None, self.name
         return by_row(self.parse)(path)
 
@@ -69,10 +69,10 @@ class Format:
         strict: bool = False,
         max_bad: float = 0.01,
         rejects: str | Path | None = None,
-        beside: Mapping[str, str | Path] | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> list[Any]:
         """All records of a file; bad ones are dealt with as ``data.jsonl.keep`` says."""
-        pairs = unique_ids(self.pairs(path, **(beside or {})))
+        pairs = unique_ids(self.pairs(path, **(options or {})))
         return list(keep(pairs, limit=limit, strict=strict, max_bad=max_bad, rejects=rejects))
 
     def write(self, path: str | Path, records: Iterable[Any]) -> int:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.formats import FORMATS, choose, detect
+from data.formats import choose
 from data.formats.base import inside, original_ids, unique_ids
 from data.jsonl import DataError, Row
 from data.schema import Prompt
@@ -65,12 +65,3 @@ def test_a_family_serves_the_kind_that_is_wanted() -> None:
         choose("llava", "preference")
     with pytest.raises(DataError, match="unknown format 'lava'; use one of llava, "):
         choose("lava")
-
-
-def test_formats_are_told_apart_by_their_keys() -> None:
-    for fmt in FORMATS.values():
-        assert detect([dict.fromkeys(fmt.needs)])[0] == fmt.name
-        assert fmt.needs <= fmt.keys
-    assert detect([{"conversations": [], "caption_type": 1}, {"conversations": []}]) == ["llava"]
-    assert detect([{"nothing": 1}]) == [] == detect([])
-    assert all(name == fmt.name for name, fmt in FORMATS.items())

@@ -1,0 +1,110 @@
+"""Which format a file is in, told from its content, and why."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.errors import DataError
+from data.files import open_file
+from data.formats import FORMATS
+from data.jsonstream import JsonStream
+from data.rows import container, read_rows
+from data.schema import RECORDS
+
+#: the project's own layout
+OWN = "schema"
+#: rows that are looked at
+ROWS = 50
+#: one line longer than this is taken for a whole JSON object, not for a row
+LONGEST_ROW = 1 << 24
+#: in an object of arrays, elements of these tell what it is
+TELLING = ("annotations", "questions")
+_WORDS = {"lines": "JSON lines", "array": "a JSON array", "parquet": "Parquet", "tsv": "a TSV table"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A format that fits, and what in the file says so."""
+
+    name: str
+    why: str
+
+
+def detect(path: str | Path) -> list[Found]:
+    """The formats that fit a file or folder, the most specific first; empty when none does.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+    """
+    if Path(path).is_dir():
+        names = {entry.name for entry in Path(path).iterdir()}
+        return _fits("folder", names, "a folder that holds")
+    how = container(path)
+    found: list[Found] = []
+    rows, broken = [], 0
+    if how != "lines" or not _is_object(path):
+        for _, row in itertools.islice(read_rows(path), ROWS):
+            if isinstance(row, dict):
+                rows.append(row)
+            else:
+                broken += 1
+        if rows and all(row.get("kind") in RECORDS for row in rows):
+            return [Found(OWN, f"{_WORDS[how]} whose rows have one of our kinds")]
+        if rows:
+            held = set.intersection(*(set(row) for row in rows))
+            found += _fits("rows", held, f"{_WORDS[how]} whose rows all have")
+    if how == "lines" and len(rows) + broken <= 1:
+        keys = set(_top_keys(path))
+        found += _fits("object", keys, "one JSON object with")
+    return found
+
+
+def _fits(holder: str, held: set[str], words: str) -> list[Found]:
+    able = [f for f in FORMATS.values() if f.holder == holder and f.needs and f.needs <= held]
+    able.sort(key=lambda f: -len(f.needs))
+    return [Found(f.name, f"{words} {', '.join(sorted(f.needs))}") for f in able]
+
+
+def _is_object(path: str | Path) -> bool:
+    """Whether a file's first line is no whole row: it ends in the middle, or does not end."""
+    with open_file(path) as file:
+        line = file.readline(LONGEST_ROW)
+    return not line.rstrip().endswith(b"}")
+
+
+def _top_keys(path: str | Path) -> Iterator[str]:
+    """Top-level keys, and those of the first element of each array as "key.name", up to a telling one."""
+    with open_file(path) as file:
+        seen = None
+        try:
+            for element in JsonStream(file, str(path)):
+                if element.key == seen or element.key is None:
+                    continue
+                seen = element.key
+                yield seen
+                if isinstance(element.value, dict):
+                    yield from (f"{seen}.{name}" for name in element.value)
+                if seen in TELLING and element.index is not None:
+                    return
+        except DataError:
+            return  # what is no JSON is told when it is read
+
+
+def describe(found: list[Found]) -> str:
+    """One line for people."""
+    if not found:
+        return "unknown: no format's keys are all there (align data formats lists them)"
+    rest = f"; also fits: {', '.join(f.name for f in found[1:])}" if found[1:] else ""
+    return f"{found[0].name} ({found[0].why}){rest}"
+
+
+def one(path: str | Path) -> str:
+    """The name of the format that fits best. Raises DataError when none does."""
+    found = detect(path)
+    if not found:
+        mend = "name it (--format; align data formats lists them)"
+        raise DataError("no format's keys are all there", file=str(path), mend=mend)
+    return found[0].name

@@ -1,0 +1,64 @@
+"""Formats told from what a file holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data.detect import OWN, describe, detect, one
+from data.formats import FORMATS
+from data.jsonl import DataError, write_records
+from data.schema import Prompt
+
+
+def names(path: Path) -> list[str]:
+    return [found.name for found in detect(path)]
+
+
+@pytest.mark.parametrize("name", [n for n, f in FORMATS.items() if f.holder == "rows"])
+@pytest.mark.parametrize("lines", [True, False])
+def test_rows_with_a_format_s_keys_are_of_that_format(name: str, lines: bool, tmp_path: Path) -> None:
+    fmt = FORMATS[name]
+    assert fmt.needs and fmt.needs <= fmt.keys
+    row = dict.fromkeys(sorted(fmt.needs))
+    path = tmp_path / "x.json"
+    path.write_text((json.dumps(row) + "\n") * 2 if lines else json.dumps([row, row], indent=1))
+    assert names(path)[0] == name
+    assert ("JSON lines" if lines else "a JSON array") in describe(detect(path))
+
+
+def test_keys_that_some_rows_lack_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"conversations": [], "caption_type": 1}, {"conversations": []}]))
+    assert names(path) == ["llava"]
+
+
+def test_our_own_records(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    write_records(path, [Prompt(id="a", question="Q?")])
+    assert names(path) == [OWN]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"nothing": 1}', '[{"nothing": 1}]', "no json", "[1, 2]", "[", '{"a']
+)
+def test_nothing_fits(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    try:
+        assert names(path) == []
+    except DataError as error:
+        assert error.file == str(path)
+    with pytest.raises(DataError):
+        one(path)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        detect(tmp_path / "x.json")
+
+
+def test_the_names_are_the_formats() -> None:
+    assert all(name == fmt.name for name, fmt in FORMATS.items())
