@@ -12,11 +12,12 @@ import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from data.formats.base import by_row, inside, need
+from data.formats.llava_bench import LlavaBenchItem
+from data.formats.llava_bench import read_questions as read_items
 from data.jsonl import DataError
 from data.schema import Image, Verdict
 from evals import metrics
@@ -24,7 +25,6 @@ from evals.journal import content_hash
 from evals.judges import Judge, JudgeRequest, announce
 from evals.runner import EvalItem, Scored, check_ids
 
-T = TypeVar("T")
 CATEGORIES = ("conv", "detail", "complex")
 
 PROMPT = """\
@@ -50,15 +50,8 @@ _PLACE = re.compile(r"\{(context|question|reference|response)\}")
 
 
 @dataclass(frozen=True)
-class BenchItem:
-    """One question with its reference answer and what is known of its picture."""
-
-    id: str
-    image: str
-    question: str
-    category: str
-    reference: str
-    context: str
+class BenchItem(LlavaBenchItem):
+    """One question, and what the judge is asked of it."""
 
     def prompt(self, response: str) -> str:
         """The judge's prompt. Values are put in once; braces in them mean nothing."""
@@ -238,62 +231,6 @@ def _noise(rounds: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, Any
 def read_questions(
     questions: str | Path, references: str | Path, context: str | Path, *, limit: int | None = None
 ) -> tuple[BenchItem, ...]:
-    """LLaVA-Bench from its JSON lines.
-
-    Args:
-        questions: ``question_id, image, text, category``. references: ``question_id, text``.
-        context: ``image`` with ``captions`` and ``instances`` (COCO), or ``caption`` (in the wild).
-
-    Raises:
-        DataError: a bad row, a question that stands twice, or one without reference or context.
-    """
-    told = dict(_read(context, lambda row: (need(row, "image", str), _context(row))))
-    known = dict(_read(references, lambda row: (_number(row), need(row, "text", str))))
-
-    def parse(row: dict[str, Any]) -> BenchItem:
-        number, image = _number(row), need(row, "image", str)
-        inside(image, "image")
-        for what, where, key, file in (
-            ("reference answer", known, number, references),
-            ("context", told, image, context),
-        ):
-            if key not in where:
-                mend = f"add it to {file}, or take the question out"
-                raise DataError(f"question {number} has no {what}", key="question_id", mend=mend)
-        return BenchItem(
-            id=number,
-            image=image,
-            question=need(row, "text", str),
-            category=need(row, "category", str),
-            reference=known[number],
-            context=told[image],
-        )
-
-    items = _read(questions, parse)[:limit]
-    seen: set[str] = set()
-    for item in items:
-        if item.id in seen:
-            rule = f"question {item.id} stands twice"
-            raise DataError(rule, file=str(questions), key="question_id", mend="keep one")
-        seen.add(item.id)
-    return tuple(items)
-
-
-def _number(row: dict[str, Any]) -> str:
-    return str(need(row, "question_id", (int, str)))
-
-
-def _read(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> list[T]:
-    found = []
-    for _, got in by_row(lambda _, row: parse(row))(path):
-        if isinstance(got, DataError):
-            raise got
-        found.append(got)
-    return found
-
-
-def _context(row: dict[str, Any]) -> str:
-    if "caption" in row:
-        return need(row, "caption", str)
-    boxes = [f"{need(box, 'category', str)}: {need(box, 'bbox', list)}" for box in row.get("instances", [])]
-    return "\n".join([*row.get("captions", []), *boxes])
+    """LLaVA-Bench from its JSON lines; see ``data.formats.llava_bench.read_questions``."""
+    items = read_items(questions, references, context, limit=limit)
+    return tuple(BenchItem(**vars(item)) for item in items)

@@ -7,52 +7,22 @@ their last resort, a language model); ``strict`` wants the letter first, or the 
 
 from __future__ import annotations
 
-import base64
-import binascii
-import csv
 import re
-import sys
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from data.jsonl import DataError, read_text
+from data.formats.mmbench import LETTERS, Choice
+from data.formats.mmbench import read_questions as read_questions
+from data.jsonl import DataError
 from data.schema import Image, Verdict
 from evals import metrics
 from evals.journal import content_hash
 from evals.runner import EvalItem, Scored, check_ids
 
-LETTERS = "ABCDEFGH"
 _PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One question with its options in the file's order."""
-
-    id: str
-    question: str
-    options: tuple[str, ...]
-    #: index of the right option
-    answer: int
-    category: str = ""
-    hint: str = ""
-    image: Image | None = field(default=None, repr=False)
-
-    def rotated(self, by: int) -> tuple[tuple[str, ...], str]:
-        """The options moved on by ``by`` places, and the letter that is then right."""
-        n = len(self.options)
-        options = tuple(self.options[(k + by) % n] for k in range(n))
-        return options, LETTERS[(self.answer - by) % n]
-
-    def prompt(self, by: int) -> str:
-        """The question as a model is asked it, in our own wording."""
-        options = "\n".join(f"{LETTERS[k]}. {text}" for k, text in enumerate(self.rotated(by)[0]))
-        hint = f"{self.hint}\n" if self.hint else ""
-        return f"{hint}{self.question}\n{options}\nAnswer with the letter of the right option."
 
 
 def letter_official(text: str, options: Sequence[str]) -> str | None:
@@ -215,77 +185,3 @@ class MmbenchBenchmark:
             for q in self.questions
             for by in range(len(q.options))
         ]
-
-
-def read_questions(path: str | Path, *, limit: int | None = None) -> tuple[Choice, ...]:
-    """MMBench's TSV: ``index question hint A B C D answer category image`` (the picture as base64).
-
-    A row may leave its picture out where an earlier one has it: then ``image`` holds that one's index.
-
-    Raises:
-        DataError: with the line, for a missing column, fewer than two options, an answer that is none of
-            them, an index that stands twice, or a picture that is not base64.
-    """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    found: dict[str, Choice] = {}
-    reader = csv.DictReader(read_text(path).splitlines(keepends=True), delimiter="\t")
-    try:
-        need = {"index", "question", "A", "B", "answer"}
-        if missing := sorted(need - set(reader.fieldnames or ())):
-            mend = f"give MMBench's TSV, with {', '.join(sorted(need))}"
-            raise DataError(f"no column {missing[0]!r}", file=str(path), line=1, mend=mend)
-        for row in reader:
-            if limit is not None and len(found) == limit:
-                break
-            try:
-                choice = _choice(row, found)
-            except DataError as error:
-                line = reader.line_num
-                raise DataError(
-                    error.rule, file=str(path), line=line, key=error.key, mend=error.mend
-                ) from None
-            found[choice.id] = choice
-    except csv.Error as error:
-        raise DataError(f"not a TSV file ({error})", file=str(path), mend="give MMBench's TSV") from None
-    return tuple(found.values())
-
-
-def _choice(row: Mapping[str, str | None], known: Mapping[str, Choice]) -> Choice:
-    name = (row["index"] or "").strip()
-    if not name or name in known:
-        rule = "the index is empty" if not name else f"index {name} stands twice"
-        raise DataError(rule, key="index", mend="give each question its own index")
-    options = []
-    for letter in LETTERS:
-        text = (row.get(letter) or "").strip()
-        if not text or text.lower() == "nan":
-            break
-        options.append(text)
-    if len(options) < 2:
-        raise DataError(f"{len(options)} options", key="A", mend="give at least A and B")
-    answer = (row["answer"] or "").strip()
-    if answer not in LETTERS[: len(options)] or len(answer) != 1:
-        mend = f"use one of {', '.join(LETTERS[: len(options)])}"
-        raise DataError(f"answer {answer!r} is none of the options", key="answer", mend=mend)
-    hint = (row.get("hint") or "").strip()
-    return Choice(
-        id=name,
-        question=(row["question"] or "").strip(),
-        options=tuple(options),
-        answer=LETTERS.index(answer),
-        category=(row.get("category") or "").strip(),
-        hint="" if hint.lower() == "nan" else hint,
-        image=_image(name, (row.get("image") or "").strip(), known),
-    )
-
-
-def _image(name: str, text: str, known: Mapping[str, Choice]) -> Image | None:
-    if not text:
-        return None
-    if text in known:
-        return known[text].image
-    try:
-        return Image(id=name, data=base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError):
-        rule = "the picture is not base64, nor the index of an earlier question"
-        raise DataError(rule, key="image", mend="give the encoded file's bytes as base64") from None

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data.formats.base import Format, build
+from data.formats.base import Format, build, named_image
 from data.jsonl import Row
+from data.schema import Facts, Prompt
 
 
 class MmhalItem(BaseModel):
@@ -39,6 +40,18 @@ def _item(row: Row, value: dict[str, Any]) -> MmhalItem:
     return build(MmhalItem, **{**value, "index": row.number})
 
 
+def _prompt(row: Row, value: dict[str, Any]) -> Prompt:
+    item = _item(row, value)
+    return build(
+        Prompt,
+        id=str(item.index),
+        image=named_image(item.image_src, "image_src"),
+        question=item.question,
+        facts=Facts(objects=item.image_content, answer=item.gt_answer),
+        source="mmhal",
+    )
+
+
 def _row(item: MmhalItem) -> dict[str, Any]:
     return item.model_dump(mode="json")
 
@@ -54,6 +67,16 @@ MMHAL = Format(
     keys=frozenset(MmhalItem.model_fields),
 )
 
+PROMPTS = Format(
+    name="mmhal_prompts",
+    kind="prompt",
+    doc="MMHal-Bench questions as prompts: image contents and the human answer are facts",
+    parse=_prompt,
+    family="mmhal",
+    needs=MMHAL.needs,
+    keys=frozenset({"image_src", "image_content", "question", "gt_answer"}),
+)
+
 
 def read(path: str | Path, *, limit: int | None = None) -> list[MmhalItem]:
     """All items, in order; the first bad one raises DataError, because the position is an item's type."""
@@ -63,3 +86,8 @@ def read(path: str | Path, *, limit: int | None = None) -> list[MmhalItem]:
 def write(path: str | Path, items: Iterable[MmhalItem]) -> int:
     """Write items as one JSON list (lines where the name ends in .jsonl); returns how many."""
     return MMHAL.write(path, items)
+
+
+def read_prompts(path: str | Path, **policy: Any) -> list[Prompt]:
+    """All questions as prompts, whose id is the position in the file; ``policy`` as in ``Format.read``."""
+    return PROMPTS.read(path, **policy)

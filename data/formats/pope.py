@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data.formats.base import Format, build, by_row, inside
+from data.formats.base import Format, build, by_row, inside, named_image
 from data.jsonl import DataError, Pairs, Row
+from data.schema import Facts, Prompt
 
 SPLITS = ("random", "popular", "adversarial")
 
@@ -56,6 +57,25 @@ def _pairs(path: str | Path) -> Pairs[PopeItem]:
         yield row, got
 
 
+def _prompts(path: str | Path) -> Pairs[Prompt]:
+    for row, got in _pairs(path):
+        yield row, got if isinstance(got, DataError) else _prompt(got)
+
+
+def _prompt(item: PopeItem) -> Prompt:
+    """A question to answer; raises nothing, since what it is made of was checked with the item."""
+    return build(
+        Prompt,
+        id=str(item.question_id),
+        image=named_image(item.image),
+        question=item.text,
+        facts=Facts(answer=item.label),
+        answer_type=item.label,
+        source="pope",
+        split=item.split,
+    )
+
+
 def _row(item: PopeItem) -> dict[str, Any]:
     return item.model_dump(mode="json")
 
@@ -73,6 +93,16 @@ POPE = Format(
     lines=True,
 )
 
+PROMPTS = Format(
+    name="pope_prompts",
+    kind="prompt",
+    doc="POPE questions as prompts: the label is the answer, and a fact",
+    reader=_prompts,
+    family="pope",
+    needs=POPE.needs,
+    keys=frozenset({"question_id", "image", "text", "label", "split"}),
+)
+
 
 def read(path: str | Path, *, strict: bool = True, **policy: Any) -> list[PopeItem]:
     """All questions, in order. Strict by default: a benchmark without some of its lines is another one."""
@@ -82,3 +112,8 @@ def read(path: str | Path, *, strict: bool = True, **policy: Any) -> list[PopeIt
 def write(path: str | Path, items: Iterable[PopeItem]) -> int:
     """Write questions as JSON lines; returns how many."""
     return POPE.write(path, items)
+
+
+def read_prompts(path: str | Path, **policy: Any) -> list[Prompt]:
+    """All questions as prompts; ``policy`` as in ``Format.read``."""
+    return PROMPTS.read(path, **policy)
