@@ -58,7 +58,7 @@ QUICK = Scale(
 )
 
 
-#: a seed of a study: smaller than the demo, so that eight of them take an hour and a half at most on two cores
+#: a seed of a study: smaller than the demo, for eight of them to take an hour and a half at most
 STUDY = Scale(
     sft=3200,
     text=450,

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps import arguments as kinds
+from apps.shipped import find_recipe
 from apps.stages import STAGES as STAGES
 
 if TYPE_CHECKING:
     from align.config import DataSettings, RunSettings
 
-RECIPES = Path(__file__).parent / "recipes"
 STUDIES = {
     "rlhf": "SFT, SFT+, RLHF and Fact-RLHF on the built-in world",
     "vision": "when facts matter: reward models with weaker and weaker eyes",
@@ -193,7 +193,7 @@ def _run_stage(args: argparse.Namespace) -> int:
     from align import config
 
     stage = STAGES[args.stage]
-    recipe, overrides = _find_recipe(args.recipe), list(args.overrides)
+    recipe, overrides = find_recipe(args.recipe), list(args.overrides)
     if recipe is None:
         overrides.insert(0, args.recipe)
     if args.output is not None:
@@ -242,19 +242,6 @@ def _hub_ids(settings: RunSettings) -> list[tuple[str, str]]:
 def _quoted(text: str) -> str:
     """Text as a quoted YAML scalar, so that ``--output 2026`` stays text."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def _find_recipe(text: str) -> Path | None:
-    """The recipe's file: as given, or one shipped under ``apps/recipes``; None for a key=value argument."""
-    from align.config import ConfigError
-
-    for path in (Path(text), RECIPES / text, RECIPES / f"{text}.yaml"):
-        if path.is_file():
-            return path
-    if "=" in text:
-        return None
-    shipped = ", ".join(str(p.relative_to(RECIPES).with_suffix("")) for p in sorted(RECIPES.rglob("*.yaml")))
-    raise ConfigError(f"{text}: no such recipe; give a YAML file or a shipped one ({shipped})")
 
 
 def _plan(name: str, settings: RunSettings) -> str:

@@ -115,12 +115,17 @@ def write_lines(path: str | Path, lines: Iterable[str]) -> int:
 
 def write_array(path: str | Path, rows: Iterable[Any]) -> int:
     """Write one JSON array, a row at a time, laid out as ``write_json`` does; returns how many."""
+    return write_texts(path, (to_json(row, path, i, indent=2) for i, row in enumerate(rows)), lines=False)
+
+
+def write_texts(path: str | Path, texts: Iterable[str], *, lines: bool) -> int:
+    """Write finished JSON texts, one a ``lines`` or as one array, atomically; returns how many."""
+    if lines:
+        return write_lines(path, texts)
     count = 0
     with replacing(path) as file:
-        for count, row in enumerate(rows, start=1):
-            text = to_json([row], path, count - 1, indent=2)
-            # without the brackets of the list of one
-            file.write(("[" if count == 1 else ",") + text[1:-2])
+        for count, text in enumerate(texts, start=1):
+            file.write(("[" if count == 1 else ",") + "\n  " + text.replace("\n", "\n  "))
         file.write("\n]\n" if count else "[]\n")
     return count
 

@@ -79,7 +79,9 @@ def existing(pairs: Pairs[Any], images: str | Path | None) -> Pairs[Any]:
 
     Raises DataError at the first image path when ``images`` is None.
     """
-    known: dict[str, DataError | None] = {}
+    # of good pictures a hash is kept: there may be hundreds of thousands
+    good: set[int] = set()
+    bad: dict[str, DataError] = {}
     for row, got in pairs:
         image = None if isinstance(got, DataError) else getattr(got, "image", None)
         if isinstance(got, PopeItem):
@@ -93,10 +95,14 @@ def existing(pairs: Pairs[Any], images: str | Path | None) -> Pairs[Any]:
             raise row.locate(DataError(rule, key="images", mend="set images to the folder that holds them"))
         if image.path is None:
             found = _fault(image, images)
-        elif image.path in known:
-            found = known[image.path]
+        elif hash(image.path) in good:
+            found = None
         else:
-            found = known[image.path] = _fault(image, images)
+            found = bad.get(image.path) or _fault(image, images)
+            if found is None:
+                good.add(hash(image.path))
+            else:
+                bad[image.path] = found
         yield row, at_row(row, found) or got
 
 

@@ -168,7 +168,7 @@ def _tsv(path: str | Path) -> Iterator[tuple[Row, Any]]:
                 row = Row(str(path), index=number, raw=dict(zip(names, cells)))
                 yield row, _tsv_row(row, names, cells)
         except csv.Error as error:
-            place = {"file": str(path), "line": rows.line_num}
+            place: dict[str, Any] = {"file": str(path), "line": rows.line_num}
             raise DataError(f"no table ({error})", **place, mend="save it as tab-separated text") from None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data.formats import llava, llava_rlhf, mmhal, pope, trl
+from data.formats import amber, aokvqa, coco, llava, llava_bench, llava_rlhf, mmbench, mmhal, pope, trl, vqa
 from data.formats.base import Format
 from data.jsonl import DataError
 
@@ -16,8 +16,20 @@ FORMATS: dict[str, Format] = {
         llava_rlhf.PROMPTS,
         trl.PREFERENCES,
         trl.CONVERSATIONS,
+        coco.CAPTIONS,
+        coco.PROMPTS,
+        coco.INSTANCES,
+        vqa.EXAMPLES,
+        vqa.PROMPTS,
+        aokvqa.EXAMPLES,
+        aokvqa.PROMPTS,
         pope.POPE,
+        pope.PROMPTS,
         mmhal.MMHAL,
+        mmhal.PROMPTS,
+        amber.AMBER,
+        llava_bench.PROMPTS,
+        mmbench.MMBENCH,
     )
 }
 

@@ -42,7 +42,6 @@ class _Question(NamedTuple):
 
 
 def _question(value: dict[str, Any], pattern: str) -> _Question:
-    _json_only(value)
     split = None if value.get("split") is None else need(value, "split", str)
     choices = _texts(value, "choices")
     if not 2 <= len(choices) <= len(LETTERS):
@@ -74,14 +73,6 @@ def _question(value: dict[str, Any], pattern: str) -> _Question:
         rationales=list(dict.fromkeys(rationales)),
         split=split,
     )
-
-
-def _json_only(value: dict[str, Any]) -> None:
-    # Parquet may hold dates, bytes and the like
-    for key in KEYS & value.keys():
-        if not isinstance(value[key], str | int | float | list | dict | None):
-            rule = f"a {type(value[key]).__name__}, which JSON does not have"
-            raise DataError(rule, key=key, mend="give a text, a number or a list")
 
 
 def _texts(value: dict[str, Any], key: str) -> list[str]:

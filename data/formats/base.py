@@ -139,22 +139,31 @@ def unique_ids(pairs: Pairs[Any]) -> Pairs[Any]:
         yield row, got if unique == name else got.model_copy(update={"id": unique})
 
 
-def original_ids(records: Iterable[Any]) -> Iterator[tuple[Any, str | None]]:
-    """Each record with the id it had before ``unique_ids``: "x#2" is "x" again where "x" came before."""
-    seen: set[int] = set()
-    count: dict[str, int] = {}
-    for record in records:
+class OriginalIds:
+    """The ids that records had before ``unique_ids``: "x#2" is "x" again where "x" came before."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._count: dict[str, int] = {}
+
+    def of(self, record: Any) -> str | None:
+        """The next record's; None where it has no textual id."""
         name = getattr(record, "id", None)
         if not isinstance(name, str):
-            yield record, None
-            continue
-        match = re.fullmatch(r"(.*)#([0-9]+)", name, re.DOTALL)
-        if match and hash(match[1]) in seen and int(match[2]) == count.get(match[1], 1) + 1:
-            count[match[1]] = count.get(match[1], 1) + 1
-            yield record, match[1]
-            continue
-        seen.add(hash(name))
-        yield record, name
+            return None
+        match = re.fullmatch(r"(.*)#([0-9]+)", name, re.DOTALL) if "#" in name else None
+        if match and hash(match[1]) in self._seen and int(match[2]) == self._count.get(match[1], 1) + 1:
+            self._count[match[1]] = self._count.get(match[1], 1) + 1
+            return match[1]
+        self._seen.add(hash(name))
+        return name
+
+
+def original_ids(records: Iterable[Any]) -> Iterator[tuple[Any, str | None]]:
+    """Each record with its original id; see ``OriginalIds``."""
+    ids = OriginalIds()
+    for record in records:
+        yield record, ids.of(record)
 
 
 def need(row: dict[str, Any], key: str, kind: type[Any] | tuple[type[Any], ...], where: str = "") -> Any:
@@ -181,7 +190,7 @@ _JSON_NAMES: dict[type[Any], str] = {
 
 
 def _name(value: Any) -> str:
-    return "null" if value is None else _JSON_NAMES[type(value)]
+    return "null" if value is None else _JSON_NAMES.get(type(value), f"a {type(value).__name__}")
 
 
 def build(model: type[M], /, **values: Any) -> M:

@@ -261,7 +261,7 @@ CAPTIONS = Format(
     reader=_captioned(_example),
     family="coco",
     holder="object",
-    needs=frozenset({"images", "annotations.caption"}),
+    needs=frozenset({"annotations.caption"}),
     keys=frozenset({"images", "annotations", "categories"}),
     options=_OPTIONS,
 )
@@ -285,7 +285,7 @@ INSTANCES = Format(
     reader=_instances,
     family="coco",
     holder="object",
-    needs=frozenset({"images", "annotations.category_id"}),
+    needs=frozenset({"annotations.category_id"}),
     keys=CAPTIONS.keys,
 )
 

@@ -52,32 +52,24 @@ class Description:
         return Facts(captions=self.captions, objects=list(dict.fromkeys(name for name, _ in self.boxes)))
 
 
-def _need(value: dict[str, Any], key: str, kind: type[Any] | tuple[type[Any], ...], where: str = "") -> Any:
-    # Parquet holds types that JSON has not, for which the common check has no words
-    if not isinstance(found := value.get(key), (str, int, float, list, dict, type(None))):
-        rule = f"of type {type(found).__name__}, which JSON has not"
-        raise DataError(rule, key=f"{where}.{key}" if where else key, mend="correct the value")
-    return need(value, key, kind, where)
-
-
 def _number(value: dict[str, Any]) -> str:
-    return str(_need(value, "question_id", (int, str)))
+    return str(need(value, "question_id", (int, str)))
 
 
 def _description(row: Row, value: dict[str, Any]) -> Description:
-    image = _need(value, "image", str)
+    image = need(value, "image", str)
     if "caption" in value:
-        return Description(image, [_need(value, "caption", str)], [])
-    captions = _need(value, "captions", list) if "captions" in value else []
+        return Description(image, [need(value, "caption", str)], [])
+    captions = need(value, "captions", list) if "captions" in value else []
     for i, text in enumerate(captions):
         if not isinstance(text, str):
             raise DataError("not a string", key=f"captions.{i}", mend="give a list of strings")
     boxes = []
-    for i, box in enumerate(_need(value, "instances", list) if "instances" in value else []):
+    for i, box in enumerate(need(value, "instances", list) if "instances" in value else []):
         if not isinstance(box, dict):
             raise DataError("not an object", key=f"instances.{i}", mend='give {"category", "bbox"}')
         where = f"instances.{i}"
-        boxes.append((_need(box, "category", str, where), _need(box, "bbox", list, where)))
+        boxes.append((need(box, "category", str, where), need(box, "bbox", list, where)))
     return Description(image, captions, boxes)
 
 
@@ -94,10 +86,10 @@ def read_questions(
         DataError: a bad row, a question that stands twice, or one without reference or context.
     """
     told = {found.image: found.context for found in _all(context, _description)}
-    known = dict(_all(references, lambda _, value: (_number(value), _need(value, "text", str))))
+    known = dict(_all(references, lambda _, value: (_number(value), need(value, "text", str))))
 
     def parse(row: Row, value: dict[str, Any]) -> LlavaBenchItem:
-        number, image = _number(value), _need(value, "image", str)
+        number, image = _number(value), need(value, "image", str)
         inside(image, "image")
         for what, where, key, file in (
             ("reference answer", known, number, references),
@@ -109,8 +101,8 @@ def read_questions(
         return LlavaBenchItem(
             id=number,
             image=image,
-            question=_need(value, "text", str),
-            category=_need(value, "category", str),
+            question=need(value, "text", str),
+            category=need(value, "category", str),
             reference=known[number],
             context=told[image],
         )
@@ -153,7 +145,7 @@ def _prompts(path: str | Path, captions: str | None = None) -> Pairs[Prompt]:
     seen: set[str] = set()
 
     def parse(row: Row, value: dict[str, Any]) -> Prompt:
-        number, image = _number(value), _need(value, "image", str)
+        number, image = _number(value), need(value, "image", str)
         if number in seen:
             rule = f"question {number} stands twice"
             raise DataError(rule, key="question_id", mend="give each question its own number")
@@ -165,9 +157,9 @@ def _prompts(path: str | Path, captions: str | None = None) -> Pairs[Prompt]:
             Prompt,
             id=number,
             image=named_image(image),
-            question=_need(value, "text", str),
+            question=need(value, "text", str),
             facts=told.get(image, Facts()),
-            length_class=_length_class(_need(value, "category", str)),
+            length_class=_length_class(need(value, "category", str)),
             source="llava_bench",
         )
 

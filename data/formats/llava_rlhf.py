@@ -151,20 +151,9 @@ def add_captions(
     """
     done, missing = [], 0
     for record in records:
-        names = _names(record.image)
-        kind, texts = "captions", _lookup(captions, names)
-        if isinstance(record, Prompt) and record.answer_type in CHOICES:
-            rationales = _lookup(captions, [RATIONALE_PREFIX + name for name in names])
-            if rationales is not None:
-                kind, texts = "rationales", rationales
-        if texts is None:
-            missing += record.image is not None
-            done.append(record)
-            continue
-        held = getattr(record.facts, kind)
-        merged = held + [t for t in dict.fromkeys(texts) if t not in held]
-        facts = record.facts.model_copy(update={kind: merged})
-        done.append(record.model_copy(update={"facts": facts}))
+        known = with_captions(record, captions)
+        missing += known is None and record.image is not None
+        done.append(known or record)
     pictured = sum(r.image is not None for r in records)
     if missing and missing == pictured:
         rule = f"no caption for any of the {pictured} images"
@@ -172,6 +161,23 @@ def add_captions(
     if missing:
         logging.getLogger(__name__).warning("%s: no caption for %d of %d images", source, missing, pictured)
     return done
+
+
+def with_captions(
+    record: Example | Prompt | Preference, captions: dict[str, list[str]]
+) -> Example | Prompt | Preference | None:
+    """The record with its image's captions, see ``add_captions``; None where there is no entry for it."""
+    names = _names(record.image)
+    kind, texts = "captions", _lookup(captions, names)
+    if isinstance(record, Prompt) and record.answer_type in CHOICES:
+        rationales = _lookup(captions, [RATIONALE_PREFIX + name for name in names])
+        if rationales is not None:
+            kind, texts = "rationales", rationales
+    if texts is None:
+        return None
+    held = getattr(record.facts, kind)
+    merged = held + [t for t in dict.fromkeys(texts) if t not in held]
+    return record.model_copy(update={"facts": record.facts.model_copy(update={kind: merged})})
 
 
 def _names(image: Image | None) -> list[str]:

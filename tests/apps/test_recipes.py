@@ -8,9 +8,13 @@ import pytest
 
 from align import config
 from align.config import EvalSettings, PpoSettings, RewardSettings, RunSettings, SftSettings, resolve
-from apps import cli
+from apps import cli, shipped
+from data.formats import choose
+from data.mix import MixSettings
 
-RECIPES = sorted(str(path.relative_to(cli.RECIPES)) for path in cli.RECIPES.rglob("*.yaml"))
+ALL = sorted(str(path.relative_to(shipped.RECIPES)) for path in shipped.RECIPES.rglob("*.yaml"))
+MIXES = [name for name in ALL if name.startswith("data/")]
+RECIPES = [name for name in ALL if name not in MIXES]
 
 
 def _class(name: str) -> type[RunSettings]:
@@ -21,7 +25,16 @@ def _class(name: str) -> type[RunSettings]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_parses(name: str) -> None:
-    assert resolve(_class(name), cli.RECIPES / name).output.startswith("runs/")
+    assert resolve(_class(name), shipped.RECIPES / name).output.startswith("runs/")
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_mixtures_parse_and_name_known_formats(name: str) -> None:
+    settings = resolve(MixSettings, shipped.RECIPES / name)
+    for source in settings.sources.values():
+        fmt = choose(source.format or "", settings.kind)
+        assert fmt.name == source.format
+        assert fmt.required <= source.options.keys() <= fmt.options.keys()
 
 
 @pytest.mark.parametrize("size", ["7b", "13b"])
@@ -31,13 +44,13 @@ def test_every_stage_has_a_recipe(size: str) -> None:
 
 
 def test_outputs_do_not_collide() -> None:
-    outputs = [resolve(_class(name), cli.RECIPES / name).output for name in RECIPES]
+    outputs = [resolve(_class(name), shipped.RECIPES / name).output for name in RECIPES]
     assert len(set(outputs)) == len(outputs)
 
 
 @pytest.mark.parametrize("size", ["7b", "13b"])
 def test_thesis_numbers(size: str) -> None:
-    folder = cli.RECIPES / f"llava15_{size}"
+    folder = shipped.RECIPES / f"llava15_{size}"
     ppo = resolve(PpoSettings, folder / "ppo.yaml")
     assert (ppo.rollouts, ppo.epochs, ppo.minibatch, ppo.steps) == (512, 2, 256, 500)
     assert (ppo.optim.lr, ppo.optim.schedule, ppo.optim.warmup_steps, ppo.optim.max_grad_norm) == (
@@ -66,15 +79,15 @@ def test_thesis_numbers(size: str) -> None:
 
 
 def test_the_7b_policy_is_judged_by_the_13b_reward_model() -> None:
-    ppo = resolve(PpoSettings, cli.RECIPES / "llava15_7b/ppo.yaml")
-    reward = resolve(RewardSettings, cli.RECIPES / "llava15_13b/reward_fact.yaml")
+    ppo = resolve(PpoSettings, shipped.RECIPES / "llava15_7b/ppo.yaml")
+    reward = resolve(RewardSettings, shipped.RECIPES / "llava15_13b/reward_fact.yaml")
     assert ppo.reward_model == reward.output
     assert ppo.model.path != reward.model.path
 
 
 @pytest.mark.parametrize("size", ["7b", "13b"])
 def test_each_stage_starts_from_the_one_before(size: str) -> None:
-    folder = cli.RECIPES / f"llava15_{size}"
+    folder = shipped.RECIPES / f"llava15_{size}"
     sft = resolve(SftSettings, folder / "sft_plus.yaml")
     ppo = resolve(PpoSettings, folder / "ppo.yaml")
     assert ppo.model.adapters == [f"{sft.output}/adapter"]
