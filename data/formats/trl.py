@@ -1,21 +1,31 @@
-"""TRL's vision columns <-> our records, as JSON lines.
+"""TRL's vision columns <-> our records, as JSON lines or (to be read) Parquet.
 
-Preferences are ``images, prompt, chosen, rejected``; conversations are ``images, messages``. Texts are
-strings or message lists; a message's content is a string or a list of ``{"type": "text" | "image"}``
-parts. An image is a path, a URL, or ``{"path", "bytes"}`` with the bytes in base64. A marker ``<image>``
+Preferences are ``images, prompt, chosen, rejected``; conversations are ``images, messages``, or
+``images, prompt, completion`` where the last answer stands by itself. Texts are strings or message lists;
+a message's content is a string or a list of ``{"type": "text" | "image"}`` parts. An image is a path, a
+URL, or ``{"path", "bytes"}`` with the bytes themselves (Parquet) or in base64 (JSON). A marker ``<image>``
 in a text is read as in LLaVA's files: it goes from the first user turn, and is an error elsewhere. Writing
 uses message lists with string contents, for which TRL puts the picture into the first user message, and
 adds ``id``.
+
+What TRL has no column for stands in further ones, which it hands to reward functions: ``facts`` (an object
+of those that there are), ``source``, ``split``, ``task``, ``answer``, ``annotator``, and ``choices`` and
+``meta`` as the text of a JSON object, because their keys differ from row to row and a column of a table has
+one type. Each stands only where the record has it, and all are read back (``choices`` and ``meta`` as
+objects too). ``choices`` counts chosen as 0 and rejected as 1. Lost are a response's ``model`` and
+``complete``, an image's id where it is not its path, and the order of a pair whose second response is the
+better: it comes back first, and if only one question was asked, its verdict as ``overall``.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from data.files import parse_json, whole_text
 from data.formats.base import (
     Format,
     build,
@@ -28,7 +38,75 @@ from data.formats.base import (
     without_marker,
 )
 from data.jsonl import DataError, Row
-from data.schema import Example, Image, Message, Preference, Response
+from data.rows import plain
+from data.schema import Example, Facts, Image, Message, Preference, Response
+
+#: the verdict that chosen and rejected tell by themselves
+_VERDICT: dict[str, int | None] = {"overall": 0}
+#: columns of texts that TRL does not know
+_TEXTS = ("source", "split", "task", "answer", "annotator")
+_JSON = (str, int, float, list, dict)
+
+
+def take(row: dict[str, Any], key: str, kind: type[Any] | tuple[type[Any], ...], where: str = "") -> Any:
+    """``need``, also where Parquet gives a value that JSON has no word for (bytes, a date, a pair)."""
+    found = row.get(key)
+    if found is not None and not isinstance(found, _JSON):
+        full = f"{where}.{key}" if where else key
+        mend = "give a text, a number, a list or an object"
+        raise DataError(f"a value of type {type(found).__name__}", key=full, mend=mend)
+    return need(row, key, kind, where)
+
+
+def own_id(row: Row, value: dict[str, Any]) -> str:
+    """``row_id`` for rows that may come from Parquet."""
+    if value.get("id") is not None:
+        take(value, "id", (str, int))
+    return row_id(row, value)
+
+
+def parse_object(value: dict[str, Any], key: str) -> dict[str, Any] | None:
+    """The object under a key, or in the JSON text there; None where there is none. DataError for others."""
+    if value.get(key) is None:
+        return None
+    found = take(value, key, (str, dict))
+    if isinstance(found, dict):
+        return found
+    mend = "give a JSON object, or its text"
+    try:
+        found = parse_json(found)
+        whole_text(found)
+    except json.JSONDecodeError as error:
+        rule = f"no JSON text ({error.msg}, column {error.colno})"
+        raise DataError(rule, key=key, mend=mend) from None
+    except DataError as error:
+        raise DataError(error.rule, key=f"{key}.{error.key}" if error.key else key, mend=mend) from None
+    except RecursionError:
+        raise DataError("nested too deep", key=key, mend="give a flatter value") from None
+    if not isinstance(found, dict):
+        raise DataError("the JSON text is no object", key=key, mend=mend)
+    return found
+
+
+def json_value(value: Any, key: str) -> Any:
+    """A value that is kept as it is, as JSON can hold it (see ``data.rows.plain``)."""
+    try:
+        return plain(value)
+    except RecursionError:
+        raise DataError("nested too deep", key=key, mend="give a flatter value") from None
+
+
+def parse_bytes(found: dict[str, Any], key: str) -> bytes | None:
+    """``bytes`` of an image: raw from Parquet, base64 from JSON; None where only its path is given."""
+    data = found.get("bytes")
+    if data is None or isinstance(data, bytes):
+        return data
+    text = take(found, "bytes", str, key)
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:  # not only binascii's: letters outside ASCII are another
+        mend = "encode the file as base64"
+        raise DataError(f"not base64 ({error})", key=f"{key}.bytes", mend=mend) from None
 
 
 def _image(row: Row, value: dict[str, Any]) -> Image | None:
@@ -46,15 +124,11 @@ def _image(row: Row, value: dict[str, Any]) -> Image | None:
     if not isinstance(found, dict):
         mend = 'give a path, a URL or {"path", "bytes"}'
         raise DataError("an image is neither text nor an object", key=key, mend=mend)
-    path, data = found.get("path"), found.get("bytes")
+    data = parse_bytes(found, key)
     if data is None:
-        return named_image(need(found, "path", str, key), key)
-    try:
-        decoded = base64.b64decode(need(found, "bytes", str, key), validate=True)
-    except binascii.Error as error:
-        rule = f"not base64 ({error})"
-        raise DataError(rule, key=f"{key}.bytes", mend="encode the file as base64") from None
-    return build(Image, id=path or row_id(row, value), data=decoded)
+        return named_image(take(found, "path", str, key), key)
+    path = take(found, "path", str, key) if found.get("path") is not None else None
+    return build(Image, id=path or own_id(row, value), data=data)
 
 
 def _messages(found: list[Any], key: str, *, has_image: bool) -> list[Message]:
@@ -64,11 +138,11 @@ def _messages(found: list[Any], key: str, *, has_image: bool) -> list[Message]:
         if not isinstance(message, dict):
             mend = 'give {"role": ..., "content": ...}'
             raise DataError("a message is not an object", key=where, mend=mend)
-        role = need(message, "role", str, where)
+        role = take(message, "role", str, where)
         if role not in ("system", "user", "assistant"):
             rule = f"a message from {role!r}"
             raise DataError(rule, key=f"{where}.role", mend="use system, user and assistant turns")
-        content = need(message, "content", (str, list), where)
+        content = take(message, "content", (str, list), where)
         text = content if isinstance(content, str) else _parts(content, f"{where}.content")
         first = role == "user" and all(m.role != "user" for m in messages)
         text = without_marker(text, f"{where}.content", first=first, has_image=has_image)
@@ -82,7 +156,7 @@ def _parts(parts: list[Any], key: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text":
             # Arrow fills absent keys with null, so a part may carry nulls of the other type
-            texts.append(need(part, "text", str, f"{key}.{i}"))
+            texts.append(take(part, "text", str, f"{key}.{i}"))
         elif kind != "image":
             rule = f"a part of type {kind!r}"
             raise DataError(rule, key=f"{key}.{i}.type", mend="use parts of type text or image")
@@ -91,7 +165,7 @@ def _parts(parts: list[Any], key: str) -> str:
 
 def _text(value: dict[str, Any], key: str) -> str:
     """The one answer in ``chosen`` or ``rejected``."""
-    found = need(value, key, (str, list))
+    found = take(value, key, (str, list))
     if isinstance(found, str):
         return without_marker(found, key, first=False, has_image=False)
     messages = _messages(found, key, has_image=False)
@@ -101,24 +175,45 @@ def _text(value: dict[str, Any], key: str) -> str:
     return messages[0].content
 
 
+def _prompt(value: dict[str, Any], *, has_image: bool) -> list[Message]:
+    """The turns ahead of the answer: of a string, one user turn."""
+    prompt = take(value, "prompt", (str, list))
+    if isinstance(prompt, list):
+        return _messages(prompt, "prompt", has_image=has_image)
+    text = without_marker(prompt, "prompt", first=True, has_image=has_image)
+    return [build(Message, role="user", content=text)]
+
+
 def _preference(row: Row, value: dict[str, Any]) -> Preference:
     if value.get("prompt") is None:
         value = _explicit(value)
     image = _image(row, value)
-    prompt = need(value, "prompt", (str, list))
-    if isinstance(prompt, str):
-        text = without_marker(prompt, "prompt", first=True, has_image=image is not None)
-        messages = [build(Message, role="user", content=text)]
-    else:
-        messages = _messages(prompt, "prompt", has_image=image is not None)
-    return build(
+    record = build(
         Preference,
-        id=row_id(row, value),
+        id=own_id(row, value),
         image=image,
-        messages=messages,
+        messages=_prompt(value, has_image=image is not None),
         responses=[build(Response, text=_text(value, key)) for key in ("chosen", "rejected")],
-        choices={"overall": 0},
+        choices=parse_object(value, "choices") or _VERDICT,
+        meta=json_value(parse_object(value, "meta") or {}, "meta"),
+        **_more(value, Preference),
     )
+    if record.preferred != 0:
+        mend = "count chosen as 0 and rejected as 1, or leave choices out"
+        raise DataError("the choices do not prefer what is chosen", key="choices", mend=mend)
+    return record
+
+
+def _more(value: dict[str, Any], model: type[Example] | type[Preference]) -> dict[str, Any]:
+    """Facts and texts from the columns that TRL itself does not know, as far as the record has a place."""
+    names = [key for key in _TEXTS if key in model.model_fields and value.get(key) is not None]
+    found: dict[str, Any] = {key: take(value, key, str) for key in names}
+    # Arrow fills with null what other rows have
+    facts = {k: v for k, v in (parse_object(value, "facts") or {}).items() if v is not None}
+    try:
+        return found | {"facts": build(Facts, **facts)}
+    except DataError as error:
+        raise DataError(error.rule, key=f"facts.{error.key}", mend=error.mend) from None
 
 
 def _explicit(value: dict[str, Any]) -> dict[str, Any]:
@@ -138,8 +233,15 @@ def _explicit(value: dict[str, Any]) -> dict[str, Any]:
 
 def _example(row: Row, value: dict[str, Any]) -> Example:
     image = _image(row, value)
-    messages = _messages(need(value, "messages", list), "messages", has_image=image is not None)
-    return build(Example, id=row_id(row, value), image=image, messages=messages)
+    messages = _messages(take(value, "messages", list), "messages", has_image=image is not None)
+    return build(Example, id=own_id(row, value), image=image, messages=messages, **_more(value, Example))
+
+
+def _completion(row: Row, value: dict[str, Any]) -> Example:
+    image = _image(row, value)
+    messages = _prompt(value, has_image=image is not None)
+    messages.append(build(Message, role="assistant", content=_text(value, "completion")))
+    return build(Example, id=own_id(row, value), image=image, messages=messages, **_more(value, Example))
 
 
 def _images(image: Image | None) -> list[Any]:
@@ -159,44 +261,90 @@ def _turns(messages: list[Message]) -> list[dict[str, str]]:
     ]
 
 
+def _more_row(record: Example | Preference) -> dict[str, Any]:
+    """The columns that ``_more`` reads, where the record fills them."""
+    texts = {key: getattr(record, key, None) for key in _TEXTS}
+    row: dict[str, Any] = {key: text for key, text in texts.items() if text is not None}
+    facts = {key: found for key, found in record.facts.model_dump().items() if found not in (None, [])}
+    return row | ({"facts": facts} if facts else {})
+
+
 def _preference_row(record: Preference) -> dict[str, Any]:
     better = pair_of(record, "a chosen/rejected pair")
     texts = [markerless(r.text, f"responses.{i}.text") for i, r in enumerate(record.responses)]
     answers = [[{"role": "assistant", "content": text}] for text in texts]
-    return {
+    row = {
         "id": record.id,
         "images": _images(record.image),
         "prompt": _turns(record.messages),
         "chosen": answers[better],
         "rejected": answers[1 - better],
+        **_more_row(record),
     }
+    choices = {key: None if i is None else abs(i - better) for key, i in record.choices.items()}
+    # a pair that is turned round says its one verdict by its order
+    if choices != _VERDICT and not (better == 1 and len(choices) == 1):
+        row["choices"] = _json_text(choices, "choices")
+    if record.meta:
+        row["meta"] = _json_text(record.meta, "meta")
+    return row
+
+
+def _json_text(value: dict[str, Any], key: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        mend = "replace it by a number, a text or null"
+        raise DataError(f"cannot be JSON ({error})", key=key, mend=mend) from None
 
 
 def _example_row(record: Example) -> dict[str, Any]:
-    return {"id": record.id, "images": _images(record.image), "messages": _turns(record.messages)}
+    turns = {"messages": _turns(record.messages)}
+    return {"id": record.id, "images": _images(record.image), **turns, **_more_row(record)}
 
+
+def _completion_row(record: Example) -> dict[str, Any]:
+    turns = _turns(record.messages)
+    parts = {"prompt": turns[:-1], "completion": turns[-1:]}
+    return {"id": record.id, "images": _images(record.image), **parts, **_more_row(record)}
+
+
+_SHARED = frozenset({"id", "image", "images", "facts", "source", "split"})
+_OF_EXAMPLES = _SHARED | {"task", "answer"}
 
 PREFERENCES = Format(
     name="trl",
     kind="preference",
-    doc="TRL preference columns: images, prompt, chosen, rejected (JSON lines)",
+    doc="TRL preference columns: images, prompt, chosen, rejected (JSON lines, or Parquet to read)",
     parse=_preference,
     row=_preference_row,
     family="trl",
     needs=frozenset({"chosen", "rejected"}),
-    keys=frozenset({"id", "image", "images", "prompt", "chosen", "rejected"}),
+    keys=_SHARED | {"prompt", "chosen", "rejected", "choices", "annotator", "meta"},
     lines=True,
 )
 
 CONVERSATIONS = Format(
     name="trl_messages",
     kind="example",
-    doc="TRL conversation columns: images, messages (JSON lines)",
+    doc="TRL conversation columns: images, messages (JSON lines, or Parquet to read)",
     parse=_example,
     row=_example_row,
     family="trl",
     needs=frozenset({"messages"}),
-    keys=frozenset({"id", "image", "images", "messages"}),
+    keys=_OF_EXAMPLES | {"messages"},
+    lines=True,
+)
+
+COMPLETIONS = Format(
+    name="trl_completion",
+    kind="example",
+    doc="TRL columns images, prompt, completion = the last answer (JSON lines, or Parquet to read)",
+    parse=_completion,
+    row=_completion_row,
+    family="trl",
+    needs=frozenset({"prompt", "completion"}),
+    keys=_OF_EXAMPLES | {"prompt", "completion"},
     lines=True,
 )
 
@@ -219,3 +367,13 @@ def write(path: str | Path, records: Iterable[Preference]) -> int:
 def write_messages(path: str | Path, records: Iterable[Example]) -> int:
     """Write conversations as TRL columns; returns how many."""
     return CONVERSATIONS.write(path, records)
+
+
+def read_completions(path: str | Path, **policy: Any) -> list[Example]:
+    """All conversations of a TRL file of completions; ``policy`` as in ``Format.read``."""
+    return COMPLETIONS.read(path, **policy)
+
+
+def write_completions(path: str | Path, records: Iterable[Example]) -> int:
+    """Write conversations as TRL columns, the last answer as ``completion``; returns how many."""
+    return COMPLETIONS.write(path, records)

@@ -5,11 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data.formats import trl
 from data.jsonl import DataError, write_rows
-from data.schema import Example, Image, Message, Preference, Response
+from data.schema import Example, Facts, Image, Message, Preference, Response
 
 USER = {"role": "user", "content": "Q?"}
 
@@ -142,9 +146,26 @@ def test_equal_answers_stay_answers(tmp_path: Path) -> None:
         ({"prompt": [{"role": "user"}]}, "prompt.0.content"),
         ({"prompt": [{"role": "tool", "content": "x"}]}, "prompt.0.role"),
         ({"prompt": [{"role": "user", "content": [{"type": "video"}]}]}, "prompt.0.content.0.type"),
+        ({"images": [{"bytes": "é"}]}, "images.bytes"),
+        ({"images": [{"bytes": 3}]}, "images.bytes"),
+        ({"images": [{"bytes": "AA==", "path": 3}]}, "images.path"),
+        ({"images": [{"path": None}]}, "images.path"),
+        ({"source": 3}, "source"),
+        ({"annotator": ["me"]}, "annotator"),
+        ({"facts": ["c"]}, "facts"),
+        ({"facts": {"capt": ["c"]}}, "facts.capt"),
+        ({"facts": {"captions": "c"}}, "facts.captions"),
+        ({"facts": '{"captions": ["\\ud83d"]}'}, "facts.captions.0"),
+        ({"meta": "{"}, "meta"),
+        ({"meta": "[]"}, "meta"),
+        ({"meta": "[" * 5000}, "meta"),
+        ({"choices": {"overall": 1}}, "choices"),
+        ({"choices": '{"overall": null}'}, "choices"),
+        ({"choices": {"overall": "first"}}, "choices.overall"),
+        ({"choices": {"overall": 2}}, None),
     ],
 )
-def test_bad_rows_name_the_line_and_key(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+def test_bad_rows_name_the_line_and_key(tmp_path: Path, changes: dict[str, Any], key: str | None) -> None:
     row = {"images": ["a.png"], "prompt": [USER], "chosen": said("good"), "rejected": said("bad")}
     with pytest.raises(DataError) as caught:
         read(tmp_path, row, row | changes)
@@ -166,3 +187,166 @@ def test_trl_itself_takes_what_is_written(tmp_path: Path) -> None:
     assert data_utils.is_conversational(row)
     placed = data_utils.prepare_multimodal_messages(row["prompt"], images=row["images"])
     assert placed[0]["content"] == [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Q?"}]
+
+
+FULL = Example(
+    id="e",
+    image=Image(id="a.png", path="a.png"),
+    messages=[Message(role=r, content=c) for r, c in (("user", "Q"), ("assistant", "A"))] * 2,
+    task="t",
+    facts=Facts(captions=["c1", "c2"], answer="", knowledge=["k"]),
+    answer="B",
+    source="s",
+    split="val",
+)
+
+
+def test_completions_end_with_the_last_answer(tmp_path: Path) -> None:
+    plain = Example(id="n", messages=FULL.messages[:2])
+    assert trl.write_completions(tmp_path / "o.jsonl", [FULL, plain]) == 2
+    first, second = map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())
+    assert first == {
+        "id": "e",
+        "images": ["a.png"],
+        "prompt": [USER | {"content": "Q"}, *said("A"), USER | {"content": "Q"}],
+        "completion": said("A"),
+        "source": "s",
+        "split": "val",
+        "task": "t",
+        "answer": "B",
+        "facts": {"captions": ["c1", "c2"], "answer": "", "knowledge": ["k"]},
+    }
+    assert set(second) == {"id", "images", "prompt", "completion"}
+    assert trl.read_completions(tmp_path / "o.jsonl", strict=True) == [FULL, plain]
+    write_rows(tmp_path / "i.jsonl", [{"image": "a.png", "prompt": "<image>Q", "completion": "A"}])
+    (got,) = trl.read_completions(tmp_path / "i.jsonl", strict=True)
+    assert got.messages == plain.messages and got.image == FULL.image
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ({"prompt": "Q"}, "completion"),
+        ({"completion": "A"}, "prompt"),
+        ({"prompt": "Q", "completion": [USER]}, "completion"),
+        ({"prompt": "Q", "completion": []}, "completion"),
+        ({"prompt": "Q", "completion": "<image>"}, "completion"),
+        ({"prompt": "Q<image>", "completion": "A"}, "prompt"),
+        ({"prompt": [USER, *said("A")], "completion": "A"}, None),
+    ],
+)
+def test_bad_completions_name_the_key(row: dict[str, Any], key: str | None, tmp_path: Path) -> None:
+    write_rows(tmp_path / "i.jsonl", [row])
+    with pytest.raises(DataError) as caught:
+        trl.read_completions(tmp_path / "i.jsonl", strict=True)
+    assert (caught.value.line, caught.value.key) == (1, key)
+
+
+def test_further_columns_round_trip(tmp_path: Path) -> None:
+    trl.write_messages(tmp_path / "e.jsonl", [FULL])
+    assert trl.read_messages(tmp_path / "e.jsonl", strict=True) == [FULL]
+    ours = Preference(
+        id="x",
+        messages=FULL.messages[:1],
+        responses=[Response(text="good"), Response(text="bad")],
+        choices={"hallucination": None, "helpfulness": 0},
+        annotator="me",
+        facts=Facts(rationales=["r"]),
+        source="s",
+        split="train",
+        meta={"deep": {"n": [1, None, "é"]}},
+    )
+    named = ours.model_copy(update={"id": "y", "choices": {"hallucination": 0}})
+    trl.write(tmp_path / "p.jsonl", [ours, named])
+    row = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])
+    assert row["meta"] == '{"deep": {"n": [1, null, "é"]}}' and row["facts"] == {"rationales": ["r"]}
+    assert trl.read(tmp_path / "p.jsonl", strict=True) == [ours, named]
+    assert set(row) <= trl.PREFERENCES.keys
+    objects = row | {"choices": {"hallucination": None, "helpfulness": 0}, "meta": ours.meta}
+    assert read(tmp_path, objects) == [ours]
+
+
+def test_verdicts_turn_round_with_the_pair(tmp_path: Path) -> None:
+    ours = Preference(
+        id="x",
+        messages=FULL.messages[:1],
+        responses=[Response(text="worse"), Response(text="better")],
+        choices={"hallucination": 1, "helpfulness": 0, "overall": None},
+    )
+    trl.write(tmp_path / "p.jsonl", [ours])
+    (back,) = trl.read(tmp_path / "p.jsonl", strict=True)
+    assert [r.text for r in back.responses] == ["better", "worse"] and back.preferred == 0
+    assert back.choices == {"hallucination": 0, "helpfulness": 1, "overall": None}
+    with pytest.raises(DataError, match=r"meta: cannot be JSON"):
+        trl.write(tmp_path / "p.jsonl", [ours.model_copy(update={"meta": {"x": float("nan")}})])
+
+
+def parquet(tmp_path: Path, rows: list[dict[str, Any]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    return tmp_path / "in.parquet"
+
+
+def test_parquet_has_bytes_and_nulls(tmp_path: Path) -> None:
+    first = {"images": [{"bytes": b"\xffraw", "path": "a.png"}], "prompt": [USER], "chosen": said("A"),
+             "rejected": said("B"), "facts": {"captions": ["c"], "answer": None}, "source": "s"}  # fmt: skip
+    second = first | {"images": [], "facts": None, "source": None}
+    third = first | {"images": [{"bytes": None, "path": "b.png"}], "facts": {"captions": None, "answer": "B"}}
+    fourth = first | {"images": [{"bytes": b"x", "path": None}]}
+    got = trl.read(parquet(tmp_path, [first, second, third, fourth]), strict=True)
+    assert [p.image for p in got] == [
+        Image(id="a.png", data=b"\xffraw"),
+        None,
+        Image(id="b.png", path="b.png"),
+        Image(id="in-3", data=b"x"),
+    ]
+    assert [p.facts for p in got[:3]] == [Facts(captions=["c"]), Facts(), Facts(answer="B")]
+    assert [p.source for p in got[:2]] == ["s", None]
+
+
+@pytest.mark.parametrize("key", ["id", "prompt", "chosen", "facts", "meta", "choices", "source"])
+def test_bytes_in_the_place_of_texts_are_refused(key: str, tmp_path: Path) -> None:
+    row = {"prompt": "Q", "chosen": "A", "rejected": "B"} | {key: b"Q"}
+    ((_, error),) = trl.PREFERENCES.pairs(parquet(tmp_path, [row]))
+    assert isinstance(error, DataError) and (error.index, error.key) == (0, key)
+    assert "bytes" in error.rule
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "bytes", "path", "x"]), inner)
+    ),
+    max_leaves=6,
+)
+KEYS = ["id", "image", "images", "prompt", "chosen", "completion", "messages", "facts", "choices", "meta",
+        "answer"]  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3))
+def test_nothing_but_data_errors_comes_out(changes: dict[str, Any]) -> None:
+    turns = [USER, *said("A")]
+    row = {"images": ["a.png"], "prompt": [USER], "chosen": said("A"), "rejected": said("B"),
+           "completion": said("A"), "messages": turns} | changes  # fmt: skip
+    for fmt in (trl.PREFERENCES, trl.CONVERSATIONS, trl.COMPLETIONS):
+        assert fmt.parse is not None
+        try:
+            got = fmt.parse(trl.Row("f", index=0), row)
+        except DataError as error:
+            assert error.rule
+        else:
+            assert got.kind == fmt.kind
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 400), new=st.binary(max_size=4))
+def test_damaged_bytes_are_data_errors(at: int, new: bytes, tmp_path: Path) -> None:
+    row = {"images": [{"bytes": "AAAA", "path": "a"}], "prompt": [USER], "chosen": said("A"),
+           "rejected": said("B"), "facts": {"captions": ["c"]}, "choices": '{"overall": 0}'}  # fmt: skip
+    whole = json.dumps(row).encode()
+    (tmp_path / "x.jsonl").write_bytes(whole[:at] + new + whole[at + len(new) :])
+    for _, got in trl.PREFERENCES.pairs(tmp_path / "x.jsonl"):
+        assert isinstance(got, DataError | Preference)
+        assert isinstance(got, Preference) or got.line is not None
