@@ -85,7 +85,7 @@ class DataSettings(Settings):
     options: dict[str, str] = {}
     #: the image root; paths in the records are relative to it and never leave it
     images: str | None = None
-    #: captions keyed by image, in LLaVA-RLHF's image_to_caption.json layout, added as facts
+    #: captions by image, added as facts: LLaVA-RLHF's image_to_caption.json, or COCO's captions file
     captions: str | None = None
     limit: int | None = Field(None, ge=1)
     #: share of bad records tolerated before the stage stops

@@ -20,6 +20,8 @@ OWN = "schema"
 ROWS = 50
 #: one line longer than this is taken for a whole JSON object, not for a row
 LONGEST_ROW = 1 << 24
+#: top-level keys that are looked at: other files than a list of captions by picture have a few
+KEYS = 32
 #: in an object of arrays, elements of these tell what it is
 TELLING = ("annotations", "questions")
 _WORDS = {"lines": "JSON lines", "array": "a JSON array", "parquet": "Parquet", "tsv": "a TSV table"}
@@ -57,7 +59,7 @@ def detect(path: str | Path) -> list[Found]:
             held = set.intersection(*(set(row) for row in rows))
             found += _fits("rows", held, f"{_WORDS[how]} whose rows all have")
     if how == "lines" and len(rows) + broken <= 1:
-        keys = set(_top_keys(path))
+        keys = set(itertools.islice(_top_keys(path), KEYS))
         found += _fits("object", keys, "one JSON object with")
     return found
 

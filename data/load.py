@@ -7,9 +7,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from data.facts import read_captions
 from data.formats import choose
 from data.formats.base import unique_ids
-from data.formats.llava_rlhf import add_captions, read_captions
+from data.formats.llava_rlhf import add_captions
 from data.formats.pope import PopeItem
 from data.images import check_image
 from data.jsonl import DataError, Pairs, Rejects, Row, keep, no_duplicates, record_pairs
@@ -34,8 +35,9 @@ def load(
     ``format`` names a foreign format (``data.formats``), ``options`` are its own (``Format.options``); None
     reads schema JSONL, where records of other kinds are passed over. Every image must be given by bytes or
     by a file under ``images``, and its header be an image's; it is not decoded. ``captions``
-    (image_to_caption.json) adds facts. Bad records are dealt with as ``data.jsonl.keep`` says. Raises
-    DataError, also when nothing is left, or when images are paths and ``images`` is None.
+    (image_to_caption.json, or COCO's captions) adds facts. Bad records are dealt with as
+    ``data.jsonl.keep`` says. Raises DataError, also when nothing is left, or when images are paths and
+    ``images`` is None.
     """
     if want not in RECORDS:
         raise DataError(f"unknown kind {want!r}", key="want", mend=f"use one of {', '.join(RECORDS)}")

@@ -20,10 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.detect import OWN, one
 from data.errors import DataError
+from data.facts import read_captions
 from data.files import replacing, to_json, write_json
 from data.formats import choose
 from data.formats.base import unique_ids
-from data.formats.llava_rlhf import read_captions, with_captions
+from data.formats.llava_rlhf import with_captions
 from data.jsonl import dump, keep, no_duplicates, record_pairs
 from data.load import existing, of_kind
 from data.schema import Image

@@ -143,3 +143,21 @@ def test_loads_without_anything_heavy(code: str) -> None:
 def test_help_does_not_even_load_the_settings() -> None:
     code = "import apps.cli\ntry: apps.cli.main(['--help'])\nexcept SystemExit: pass"
     assert not _loaded(code) & {"pydantic", "numpy", "yaml"}
+
+
+def test_data_files_are_read_by_the_data_layer_alone() -> None:
+    """Tables, Parquet and pictures: nobody else opens one, so no stage has a way around its checks."""
+    found = []
+    for path in FILES:
+        if path.is_relative_to(ROOT / "data"):
+            continue
+        tree = ast.parse(path.read_text("utf-8"))
+        used = imports(tree) & {"csv", "pyarrow", "pandas", "datasets"}
+        opened = [
+            node.lineno
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr == "open" and "Image" in ast.unparse(node.value)
+        ]
+        if used or opened:
+            found.append((path.relative_to(ROOT).as_posix(), sorted(used), opened))
+    assert found == []
