@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from data.formats import amber, aokvqa, coco, llava, llava_bench, llava_rlhf, mmbench, mmhal, pope, trl, vqa
+from data.formats import (
+    amber,
+    aokvqa,
+    coco,
+    flickr30k,
+    llava,
+    llava_bench,
+    llava_rlhf,
+    mmbench,
+    mmhal,
+    pope,
+    rlhf_v,
+    trl,
+    vqa,
+)
 from data.formats.base import Format
 from data.jsonl import DataError
 
@@ -16,6 +30,9 @@ FORMATS: dict[str, Format] = {
         llava_rlhf.PROMPTS,
         trl.PREFERENCES,
         trl.CONVERSATIONS,
+        trl.COMPLETIONS,
+        rlhf_v.RLHF_V,
+        rlhf_v.RLAIF_V,
         coco.CAPTIONS,
         coco.PROMPTS,
         coco.INSTANCES,
@@ -23,6 +40,7 @@ FORMATS: dict[str, Format] = {
         vqa.PROMPTS,
         aokvqa.EXAMPLES,
         aokvqa.PROMPTS,
+        flickr30k.FLICKR30K,
         pope.POPE,
         pope.PROMPTS,
         mmhal.MMHAL,

@@ -17,29 +17,16 @@ from data.formats.base import (
     build,
     image_name,
     markerless,
-    named_image,
     need,
     row_id,
     without_marker,
 )
+from data.formats.pictures import parse_picture
 from data.jsonl import DataError, Row
 from data.schema import Example, Image, Message
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _NAMES = {"user": "human", "assistant": "gpt", "system": "system"}
-
-
-def parse_image(value: dict[str, Any]) -> Image | None:
-    """The row's picture, if it names one. A list of one name is taken too."""
-    name = value.get("image")
-    if name is None:
-        return None
-    if isinstance(name, list):
-        if len(name) != 1 or not isinstance(name[0], str):
-            rule = f"{len(name)} images, and a record holds one"
-            raise DataError(rule, key="image", mend="split the record, or give one image name")
-        name = name[0]
-    return named_image(need({"image": name}, "image", str))
 
 
 def parse_turns(value: dict[str, Any], *, has_image: bool) -> list[Message]:
@@ -75,7 +62,7 @@ def turns_to_json(messages: list[Message], image: Image | None) -> list[dict[str
 
 
 def _example(row: Row, value: dict[str, Any]) -> Example:
-    image = parse_image(value)
+    image = parse_picture(row, value, ("image",))
     messages = parse_turns(value, has_image=image is not None)
     return build(Example, id=row_id(row, value), image=image, messages=messages)
 

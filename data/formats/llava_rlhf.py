@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.formats.base import Format, build, image_name, need, pair_of, row_id
-from data.formats.llava import parse_image, parse_turns, turns_to_json
+from data.formats.llava import parse_turns, turns_to_json
+from data.formats.pictures import parse_picture
 from data.jsonl import DataError, Row, read_json
 from data.schema import AnswerType, Example, Facts, Image, LengthClass, Preference, Prompt, Response
 
@@ -33,7 +34,7 @@ REPLACED, HALLUCINATION_FLAG = "replaced_turn", "hallucination"
 
 
 def _preference(row: Row, value: dict[str, Any]) -> Preference:
-    image = parse_image(value)
+    image = parse_picture(row, value, ("image",))
     messages = parse_turns(value, has_image=image is not None)
     meta: dict[str, Any] = {}
     if messages and messages[-1].role == "assistant":
@@ -80,7 +81,7 @@ def _preference_row(record: Preference) -> dict[str, Any]:
 
 
 def _prompt(row: Row, value: dict[str, Any]) -> Prompt:
-    image = parse_image(value)
+    image = parse_picture(row, value, ("image",))
     messages = parse_turns(value, has_image=image is not None)
     question = next((m.content for m in messages if m.role == "user"), None)
     if question is None:

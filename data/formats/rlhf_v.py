@@ -11,8 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data.formats.base import Format, build, named_image, without_marker
-from data.formats.trl import json_value, own_id, parse_bytes, parse_object, take
+from data.formats.base import Format, build, named_image, need, row_id, without_marker
+from data.formats.pictures import parse_bytes
+from data.formats.trl import json_value, parse_object
 from data.jsonl import DataError, Row
 from data.schema import Image, Message, Preference, Response
 
@@ -23,18 +24,18 @@ _KEYS = frozenset({"id", "image", "ds_name", *_KEPT})
 
 def _image(row: Row, value: dict[str, Any]) -> Image | None:
     """The row's picture: bytes before a path, a path of its own before that of the first data set."""
-    first = take(value, "image_path", str) if value.get("image_path") is not None else ""
+    first = need(value, "image_path", str) if value.get("image_path") is not None else ""
     found = value.get("image")
     if found is None:
         return named_image(first, "image_path") if first else None
     data = None
     if not isinstance(found, str):
-        found = take(value, "image", (str, dict))
+        found = need(value, "image", (str, dict))
         data = parse_bytes(found, "image")
-        found = take(found, "path", str, "image") if found.get("path") is not None else ""
+        found = need(found, "path", str, "image") if found.get("path") is not None else ""
     name = first or found
     if data is not None:
-        return build(Image, id=name or own_id(row, value), data=data)
+        return build(Image, id=name or row_id(row, value), data=data)
     if not name:
         rule = "the image has neither bytes nor a path"
         raise DataError(rule, key="image", mend='give {"bytes", "path"}, a path, or image_path')
@@ -44,29 +45,29 @@ def _image(row: Row, value: dict[str, Any]) -> Image | None:
 
 def _text(texts: dict[str, Any], key: str, where: str) -> str:
     full = f"{where}.{key}" if where else key
-    return without_marker(take(texts, key, str, where), full, first=False, has_image=False)
+    return without_marker(need(texts, key, str, where), full, first=False, has_image=False)
 
 
 def _pair(row: Row, value: dict[str, Any], texts: dict[str, Any], where: str) -> Preference:
     """A row whose three texts stand in ``texts``, which is the row itself or under its key ``where``."""
     image = _image(row, value)
     key = f"{where}.question" if where else "question"
-    question = take(texts, "question", str, where)
+    question = need(texts, "question", str, where)
     question = without_marker(question, key, first=True, has_image=image is not None)
     return build(
         Preference,
-        id=own_id(row, value),
+        id=row_id(row, value),
         image=image,
         messages=[build(Message, role="user", content=question)],
         responses=[build(Response, text=_text(texts, name, where)) for name in ("chosen", "rejected")],
         choices={"overall": 0},
-        source=take(value, "ds_name", str),
+        source=need(value, "ds_name", str),
         meta={name: json_value(value[name], name) for name in _KEPT if value.get(name) is not None},
     )
 
 
 def _rlhf_v(row: Row, value: dict[str, Any]) -> Preference:
-    take(value, "text", (str, dict))  # null is no text
+    need(value, "text", (str, dict))  # null is no text
     texts = parse_object(value, "text") or {}
     return _pair(row, value, texts, "text")
 

@@ -31,12 +31,12 @@ from data.formats.base import (
     build,
     inside,
     markerless,
-    named_image,
     need,
     pair_of,
     row_id,
     without_marker,
 )
+from data.formats.pictures import parse_picture
 from data.jsonl import DataError, Row
 from data.rows import plain
 from data.schema import Example, Facts, Image, Message, Preference, Response
@@ -45,31 +45,13 @@ from data.schema import Example, Facts, Image, Message, Preference, Response
 _VERDICT: dict[str, int | None] = {"overall": 0}
 #: columns of texts that TRL does not know
 _TEXTS = ("source", "split", "task", "answer", "annotator")
-_JSON = (str, int, float, list, dict)
-
-
-def take(row: dict[str, Any], key: str, kind: type[Any] | tuple[type[Any], ...], where: str = "") -> Any:
-    """``need``, also where Parquet gives a value that JSON has no word for (bytes, a date, a pair)."""
-    found = row.get(key)
-    if found is not None and not isinstance(found, _JSON):
-        full = f"{where}.{key}" if where else key
-        mend = "give a text, a number, a list or an object"
-        raise DataError(f"a value of type {type(found).__name__}", key=full, mend=mend)
-    return need(row, key, kind, where)
-
-
-def own_id(row: Row, value: dict[str, Any]) -> str:
-    """``row_id`` for rows that may come from Parquet."""
-    if value.get("id") is not None:
-        take(value, "id", (str, int))
-    return row_id(row, value)
 
 
 def parse_object(value: dict[str, Any], key: str) -> dict[str, Any] | None:
     """The object under a key, or in the JSON text there; None where there is none. DataError for others."""
     if value.get(key) is None:
         return None
-    found = take(value, key, (str, dict))
+    found = need(value, key, (str, dict))
     if isinstance(found, dict):
         return found
     mend = "give a JSON object, or its text"
@@ -96,41 +78,6 @@ def json_value(value: Any, key: str) -> Any:
         raise DataError("nested too deep", key=key, mend="give a flatter value") from None
 
 
-def parse_bytes(found: dict[str, Any], key: str) -> bytes | None:
-    """``bytes`` of an image: raw from Parquet, base64 from JSON; None where only its path is given."""
-    data = found.get("bytes")
-    if data is None or isinstance(data, bytes):
-        return data
-    text = take(found, "bytes", str, key)
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as error:  # not only binascii's: letters outside ASCII are another
-        mend = "encode the file as base64"
-        raise DataError(f"not base64 ({error})", key=f"{key}.bytes", mend=mend) from None
-
-
-def _image(row: Row, value: dict[str, Any]) -> Image | None:
-    key = "images" if value.get("images") is not None else "image"
-    found = value.get(key)
-    if found is None or found == []:
-        return None
-    if isinstance(found, list):
-        if len(found) != 1:
-            rule = f"{len(found)} images, and a record holds one"
-            raise DataError(rule, key=key, mend="split the record, or keep one image")
-        found = found[0]
-    if isinstance(found, str):
-        return named_image(found, key)
-    if not isinstance(found, dict):
-        mend = 'give a path, a URL or {"path", "bytes"}'
-        raise DataError("an image is neither text nor an object", key=key, mend=mend)
-    data = parse_bytes(found, key)
-    if data is None:
-        return named_image(take(found, "path", str, key), key)
-    path = take(found, "path", str, key) if found.get("path") is not None else None
-    return build(Image, id=path or own_id(row, value), data=data)
-
-
 def _messages(found: list[Any], key: str, *, has_image: bool) -> list[Message]:
     messages: list[Message] = []
     for i, message in enumerate(found):
@@ -138,11 +85,11 @@ def _messages(found: list[Any], key: str, *, has_image: bool) -> list[Message]:
         if not isinstance(message, dict):
             mend = 'give {"role": ..., "content": ...}'
             raise DataError("a message is not an object", key=where, mend=mend)
-        role = take(message, "role", str, where)
+        role = need(message, "role", str, where)
         if role not in ("system", "user", "assistant"):
             rule = f"a message from {role!r}"
             raise DataError(rule, key=f"{where}.role", mend="use system, user and assistant turns")
-        content = take(message, "content", (str, list), where)
+        content = need(message, "content", (str, list), where)
         text = content if isinstance(content, str) else _parts(content, f"{where}.content")
         first = role == "user" and all(m.role != "user" for m in messages)
         text = without_marker(text, f"{where}.content", first=first, has_image=has_image)
@@ -156,7 +103,7 @@ def _parts(parts: list[Any], key: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text":
             # Arrow fills absent keys with null, so a part may carry nulls of the other type
-            texts.append(take(part, "text", str, f"{key}.{i}"))
+            texts.append(need(part, "text", str, f"{key}.{i}"))
         elif kind != "image":
             rule = f"a part of type {kind!r}"
             raise DataError(rule, key=f"{key}.{i}.type", mend="use parts of type text or image")
@@ -165,7 +112,7 @@ def _parts(parts: list[Any], key: str) -> str:
 
 def _text(value: dict[str, Any], key: str) -> str:
     """The one answer in ``chosen`` or ``rejected``."""
-    found = take(value, key, (str, list))
+    found = need(value, key, (str, list))
     if isinstance(found, str):
         return without_marker(found, key, first=False, has_image=False)
     messages = _messages(found, key, has_image=False)
@@ -177,7 +124,7 @@ def _text(value: dict[str, Any], key: str) -> str:
 
 def _prompt(value: dict[str, Any], *, has_image: bool) -> list[Message]:
     """The turns ahead of the answer: of a string, one user turn."""
-    prompt = take(value, "prompt", (str, list))
+    prompt = need(value, "prompt", (str, list))
     if isinstance(prompt, list):
         return _messages(prompt, "prompt", has_image=has_image)
     text = without_marker(prompt, "prompt", first=True, has_image=has_image)
@@ -187,10 +134,10 @@ def _prompt(value: dict[str, Any], *, has_image: bool) -> list[Message]:
 def _preference(row: Row, value: dict[str, Any]) -> Preference:
     if value.get("prompt") is None:
         value = _explicit(value)
-    image = _image(row, value)
+    image = parse_picture(row, value)
     record = build(
         Preference,
-        id=own_id(row, value),
+        id=row_id(row, value),
         image=image,
         messages=_prompt(value, has_image=image is not None),
         responses=[build(Response, text=_text(value, key)) for key in ("chosen", "rejected")],
@@ -207,7 +154,7 @@ def _preference(row: Row, value: dict[str, Any]) -> Preference:
 def _more(value: dict[str, Any], model: type[Example] | type[Preference]) -> dict[str, Any]:
     """Facts and texts from the columns that TRL itself does not know, as far as the record has a place."""
     names = [key for key in _TEXTS if key in model.model_fields and value.get(key) is not None]
-    found: dict[str, Any] = {key: take(value, key, str) for key in names}
+    found: dict[str, Any] = {key: need(value, key, str) for key in names}
     # Arrow fills with null what other rows have
     facts = {k: v for k, v in (parse_object(value, "facts") or {}).items() if v is not None}
     try:
@@ -232,16 +179,16 @@ def _explicit(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _example(row: Row, value: dict[str, Any]) -> Example:
-    image = _image(row, value)
-    messages = _messages(take(value, "messages", list), "messages", has_image=image is not None)
-    return build(Example, id=own_id(row, value), image=image, messages=messages, **_more(value, Example))
+    image = parse_picture(row, value)
+    messages = _messages(need(value, "messages", list), "messages", has_image=image is not None)
+    return build(Example, id=row_id(row, value), image=image, messages=messages, **_more(value, Example))
 
 
 def _completion(row: Row, value: dict[str, Any]) -> Example:
-    image = _image(row, value)
+    image = parse_picture(row, value)
     messages = _prompt(value, has_image=image is not None)
     messages.append(build(Message, role="assistant", content=_text(value, "completion")))
-    return build(Example, id=own_id(row, value), image=image, messages=messages, **_more(value, Example))
+    return build(Example, id=row_id(row, value), image=image, messages=messages, **_more(value, Example))
 
 
 def _images(image: Image | None) -> list[Any]:

@@ -21,11 +21,12 @@ def names(path: Path) -> list[str]:
 @pytest.mark.parametrize("lines", [True, False])
 def test_rows_with_a_format_s_keys_are_of_that_format(name: str, lines: bool, tmp_path: Path) -> None:
     fmt = FORMATS[name]
-    assert fmt.needs and fmt.needs <= fmt.keys
+    assert fmt.needs
     row = dict.fromkeys(sorted(fmt.needs))
     path = tmp_path / "x.json"
     path.write_text((json.dumps(row) + "\n") * 2 if lines else json.dumps([row, row], indent=1))
-    assert names(path)[0] == name
+    # a benchmark's prompts have the keys of its items, which come first
+    assert name in names(path) and FORMATS[names(path)[0]].needs == fmt.needs
     assert ("JSON lines" if lines else "a JSON array") in describe(detect(path))
 
 
