@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from data.convert import PARQUET, Outcome, Source, convert_rows
 from data.convert import convert as convert_texts
 from data.detect import OWN, describe, detect
 from data.errors import DataError
+from data.facts import read_captions
 from data.formats import FORMATS, Format, choose
 from data.schema import RECORDS
 
@@ -62,10 +64,13 @@ def convert(args: argparse.Namespace) -> int:
     if args.rejects is not None and args.rejects in (args.src, args.dst):
         raise DataError("the rejects file is SRC or DST", file=str(args.rejects), mend="choose another")
     target = None if args.target == OWN else choose(args.target)
-    source = source_of(args, None if target is None else target.kind)
+    source = source_of(args, "example" if args.prompts else None if target is None else target.kind)
     target = check_target(source, target, args)
-    if target is not None and source.format is None:
-        source = Source(source.path, None, target.kind, source.options, source.images)
+    if source.format is None and (target is not None or args.prompts):
+        source = replace(source, kind="example" if args.prompts or target is None else target.kind)
+    if args.captions is not None:
+        source = replace(source, captions=read_captions(args.captions))
+    source = replace(source, prompts=args.prompts)
     policy = {
         "limit": args.limit,
         "strict": args.strict,
@@ -84,6 +89,8 @@ def convert(args: argparse.Namespace) -> int:
 def check_target(source: Source, target: Format | None, args: argparse.Namespace) -> Format | None:
     """The target that holds the source's kind of record. Raises DataError where there is none."""
     kind = source.format.kind if source.format is not None else args.kind
+    if args.prompts:
+        kind = "prompt"
     if target is not None and kind is not None:
         target = choose(args.target, kind)
     if target is not None and target.row is None:

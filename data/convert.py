@@ -11,8 +11,11 @@ from typing import Any, TypeAlias
 from data.errors import DataError, Pairs, Row
 from data.files import to_json, write_texts
 from data.formats.base import Format, OriginalIds, unique_ids
+from data.formats.llava_rlhf import with_captions
 from data.jsonl import dump, keep, no_duplicates, record_pairs
 from data.load import existing, of_kind
+from data.prompts import as_prompts
+from data.schema import LengthClass
 
 #: wraps an iteration to show how far it is
 Track: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
@@ -44,6 +47,10 @@ class Source:
     options: Mapping[str, str] = field(default_factory=dict)
     #: the image root; pictures must be there and begin as pictures
     images: Path | None = None
+    #: conversations become prompts of this length class: their first questions
+    prompts: LengthClass | None = None
+    #: captions by image, which become facts
+    captions: Mapping[str, list[str]] | None = None
 
     def pairs(self, outcome: Outcome | None = None) -> Pairs[Any]:
         """The records or errors of the file, with unique ids."""
@@ -54,6 +61,10 @@ class Source:
             pairs = no_duplicates(record_pairs(self.path))
             if self.kind is not None:
                 pairs = of_kind(pairs, self.kind, outcome.other)
+        if self.captions is not None:
+            pairs = _captioned(pairs, self.captions)
+        if self.prompts is not None:
+            pairs = as_prompts(pairs, self.prompts)
         return existing(pairs, self.images) if self.images is not None else pairs
 
     def _seen(self, pairs: Pairs[Any], outcome: Outcome) -> Pairs[Any]:
@@ -108,6 +119,11 @@ def convert_rows(
     kept: Iterable[Any] = keep(pairs, limit=limit, strict=strict, max_bad=max_bad, rejects=rejects)
     outcome.written = write(change(_some(track(kept) if track else kept, source.path)))
     return outcome
+
+
+def _captioned(pairs: Pairs[Any], captions: Mapping[str, list[str]]) -> Pairs[Any]:
+    for row, got in pairs:
+        yield row, got if isinstance(got, DataError) else with_captions(got, captions) or got
 
 
 def _some(records: Iterable[Any], path: Path) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,7 +27,8 @@ from data.formats.base import unique_ids
 from data.formats.llava_rlhf import with_captions
 from data.jsonl import dump, keep, no_duplicates, record_pairs
 from data.load import existing, of_kind
-from data.schema import Image
+from data.prompts import as_prompts
+from data.schema import Image, LengthClass
 
 #: records that pass through memory together
 CHUNK = 1000
@@ -42,6 +43,10 @@ class MixSource(BaseModel):
     #: None: told from the file
     format: str | None = None
     options: dict[str, str] = {}
+    #: "example" where a mixture of prompts takes the first questions of these conversations
+    given: Literal["example"] | None = None
+    #: of such prompts
+    length_class: LengthClass = "general"
     #: image root, to check that the pictures are there
     images: str | None = None
     #: put before the records' image paths, so that the sources' pictures lie under one root
@@ -203,12 +208,15 @@ def _named(row: dict[str, Any], name: str, turn: int) -> dict[str, Any]:
 def _shelve(source: MixSource, kind: str, path: Path) -> Shelf:
     """Read a source once, into lines that can be reached by their place."""
     name = source.format or one(source.path)
+    given = source.given or kind
     if name == OWN:
-        pairs = of_kind(no_duplicates(record_pairs(source.path)), kind, Counter())
+        pairs = of_kind(no_duplicates(record_pairs(source.path)), given, Counter())
     else:
-        chosen = choose(name, kind)
+        chosen = choose(name, given)
         name = chosen.name
         pairs = unique_ids(chosen.pairs(source.path, **source.options))
+    if given == "example" and kind == "prompt":
+        pairs = as_prompts(pairs, source.length_class)
     if source.images is not None:
         pairs = existing(pairs, source.images)
     captions = read_captions(source.captions) if source.captions else None

@@ -11,12 +11,12 @@ from typing import Any
 
 from data.errors import DataError
 from data.images import content_hash, inspect_image
+from data.prompts import short_answer
 from data.schema import Example, Image, Preference, Prompt
 
 #: named duplicates and overlaps of each kind; all are counted
 NAMED = 5
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
-_OPTION = re.compile(r"([A-D])[.)]?", re.ASCII)
 
 
 @dataclass
@@ -157,15 +157,6 @@ def answers(records: Iterable[Any]) -> dict[str, Any]:
             plain.update(map(short_answer, texts(record)[1]))
     found = {"short": plain, **types, "better": places, "better is": longer}
     return {name: dict(counted.most_common()) for name, counted in found.items() if counted}
-
-
-def short_answer(text: str) -> str:
-    """ "yes", "no", an option's letter, or "other"."""
-    word = text.strip().rstrip(".!").lower()
-    if word in ("yes", "no"):
-        return word
-    option = _OPTION.fullmatch(text.strip())
-    return option[1] if option else "other"
 
 
 def image_figures(records: Sequence[Any], images: str | Path | None, shown: Pictures) -> dict[str, Any]:

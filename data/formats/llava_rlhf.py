@@ -11,7 +11,7 @@ some files, ``captions``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,7 +19,17 @@ from data.formats.base import Format, build, image_name, need, pair_of, row_id
 from data.formats.llava import parse_turns, turns_to_json
 from data.formats.pictures import parse_picture
 from data.jsonl import DataError, Row, read_json
-from data.schema import AnswerType, Example, Facts, Image, LengthClass, Preference, Prompt, Response
+from data.schema import (
+    AnswerType,
+    Example,
+    Facts,
+    Image,
+    LengthClass,
+    Message,
+    Preference,
+    Prompt,
+    Response,
+)
 
 #: caption_type 1..7, in order
 ANSWER_TYPES: tuple[AnswerType, ...] = ("general", "A", "B", "C", "D", "no", "yes")
@@ -120,6 +130,24 @@ def length_class(bonus: float) -> LengthClass:
     return "detail" if bonus > 2 else "general"
 
 
+#: the factors of the length classes: the thesis's coefficients (-10, -40, +2.5) against the general one
+BONUS: dict[LengthClass, float] = {"general": 1.0, "detail": 4.0, "complex": -0.25}
+
+
+def _prompt_row(record: Prompt) -> dict[str, Any]:
+    image = {"image": image_name(record.image)} if record.image is not None else {}
+    asked = [Message(role="user", content=record.question)]
+    captions = {"captions": record.facts.captions} if record.facts.captions else {}
+    return {
+        "id": record.id,
+        **image,
+        "conversations": turns_to_json(asked, record.image),
+        "caption_type": ANSWER_TYPES.index(record.answer_type) + 1,
+        "length_bonus": BONUS[record.length_class],
+        **captions,
+    }
+
+
 def _texts(value: list[Any], key: str) -> list[str]:
     for i, text in enumerate(value):
         if not isinstance(text, str):
@@ -165,7 +193,7 @@ def add_captions(
 
 
 def with_captions(
-    record: Example | Prompt | Preference, captions: dict[str, list[str]]
+    record: Example | Prompt | Preference, captions: Mapping[str, list[str]]
 ) -> Example | Prompt | Preference | None:
     """The record with its image's captions, see ``add_captions``; None where there is no entry for it."""
     names = _names(record.image)
@@ -188,7 +216,7 @@ def _names(image: Image | None) -> list[str]:
     return [name for name in dict.fromkeys(names) if name]
 
 
-def _lookup(captions: dict[str, list[str]], names: list[str]) -> list[str] | None:
+def _lookup(captions: Mapping[str, list[str]], names: list[str]) -> list[str] | None:
     return next((captions[name] for name in names if name in captions), None)
 
 
@@ -208,6 +236,7 @@ PROMPTS = Format(
     kind="prompt",
     doc="LLaVA-RLHF PPO prompts: LLaVA rows with caption_type 1..7 and length_bonus; first question only",
     parse=_prompt,
+    row=_prompt_row,
     family="llava_rlhf",
     needs=frozenset({"conversations", "caption_type"}),
     keys=frozenset({"id", "image", "conversations", "captions", "caption_type", "length_bonus"}),

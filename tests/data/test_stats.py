@@ -9,7 +9,7 @@ import pytest
 from PIL import Image as Pil
 
 from data.schema import Example, Facts, Image, Message, Preference, Prompt, Response
-from data.stats import file_name, overlap, pictures, quantiles, short_answer, stats
+from data.stats import file_name, overlap, pictures, quantiles, stats
 
 
 def image(path: str) -> Image:
@@ -107,22 +107,6 @@ def test_splits_that_share_a_picture() -> None:
     found = stats(records)["splits_overlap"]
     assert list(found) == ["test, train"]
     assert found["test, train"]["by_name"]["first"] == [{"picture": "a", "here": ["3"], "there": ["1", "2"]}]
-
-
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("Yes", "yes"),
-        (" no. ", "no"),
-        ("B", "B"),
-        ("C)", "C"),
-        ("D.", "D"),
-        ("Yes, it is", "other"),
-        ("E", "other"),
-    ],
-)
-def test_short_answers(text: str, word: str) -> None:
-    assert short_answer(text) == word
 
 
 def test_names_of_one_picture() -> None:
