@@ -17,6 +17,8 @@ from data.errors import DataError
 CHUNK = 1 << 18
 #: a name or number cut by the end of a chunk is told as wrong at its start, at most so far back
 _TOKEN = 64
+#: what may stand behind the first part of a number where the text at hand ends in it
+_CUT = {"", ".", "e", "E", "e+", "e-", "E+", "E-"}
 
 #: a top-level key, or None where the file is one array
 Key: TypeAlias = str | None
@@ -62,7 +64,9 @@ class JsonStream:
         for _ in self._members("{", "}"):
             if self._peek() != '"':
                 raise self._error("not valid JSON (a name in double quotes is needed)", "correct the JSON")
-            key = self._value()[0]
+            key, doubtful = self._value()
+            if doubtful and not _whole(key):
+                raise self._error("half a character in a name, or no UTF-8", "write it as whole UTF-8 text")
             if self._peek() != ":":
                 raise self._error("not valid JSON (':' is needed)", "correct the JSON")
             self._at += 1
@@ -112,8 +116,10 @@ class JsonStream:
             except RecursionError:
                 raise self._error("nested too deep", "give a flatter value") from None
             except ValueError as error:  # a whole number of thousands of digits
+                if self._text[-3:].rstrip("eE+-.")[-1:].isdigit() and self._more():
+                    continue  # or the first part of a number that is none
                 raise self._error(f"not readable ({error})", "correct the number") from None
-            if end == len(self._text) and self._more():
+            if self._text[end : end + 3] in _CUT and self._more():
                 continue  # a number may go on
             text = self._text[self._at : end]
             self._at = end
