@@ -112,6 +112,12 @@ def _convert(commands: argparse._SubParsersAction) -> None:
     convert.add_argument(
         "--captions", type=Path, metavar="FILE", help="image_to_caption.json or COCO's captions, as facts"
     )
+    convert.add_argument(
+        "--fetch",
+        type=Path,
+        metavar="DIR",
+        help="fetch pictures given by address into this folder",
+    )
     convert.add_argument("--dataset", action="store_true", help="DST is a folder for datasets.load_dataset")
     convert.add_argument("--limit", type=kinds.count, metavar="N", help="the first N records only")
     convert.add_argument("--force", action="store_true", help="replace DST if it exists")

@@ -70,7 +70,7 @@ def convert(args: argparse.Namespace) -> int:
         source = replace(source, kind="example" if args.prompts or target is None else target.kind)
     if args.captions is not None:
         source = replace(source, captions=read_captions(args.captions))
-    source = replace(source, prompts=args.prompts)
+    source = replace(source, prompts=args.prompts, fetch=args.fetch)
     policy = {
         "limit": args.limit,
         "strict": args.strict,

@@ -12,10 +12,12 @@ from data.errors import DataError, Pairs, Row
 from data.files import to_json, write_texts
 from data.formats.base import Format, OriginalIds, unique_ids
 from data.formats.llava_rlhf import with_captions
+from data.images import image_bytes
 from data.jsonl import dump, keep, no_duplicates, record_pairs
 from data.load import existing, of_kind
 from data.prompts import as_prompts
-from data.schema import LengthClass
+from data.schema import Image, LengthClass
+from data.urls import cached
 
 #: wraps an iteration to show how far it is
 Track: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
@@ -51,6 +53,8 @@ class Source:
     prompts: LengthClass | None = None
     #: captions by image, which become facts
     captions: Mapping[str, list[str]] | None = None
+    #: pictures given by address are fetched into this folder, which lies in the image root if there is one
+    fetch: Path | None = None
 
     def pairs(self, outcome: Outcome | None = None) -> Pairs[Any]:
         """The records or errors of the file, with unique ids."""
@@ -65,6 +69,8 @@ class Source:
             pairs = _captioned(pairs, self.captions)
         if self.prompts is not None:
             pairs = as_prompts(pairs, self.prompts)
+        if self.fetch is not None:
+            pairs = fetched(pairs, self.fetch, self.images or self.fetch)
         return existing(pairs, self.images) if self.images is not None else pairs
 
     def _seen(self, pairs: Pairs[Any], outcome: Outcome) -> Pairs[Any]:
@@ -119,6 +125,31 @@ def convert_rows(
     kept: Iterable[Any] = keep(pairs, limit=limit, strict=strict, max_bad=max_bad, rejects=rejects)
     outcome.written = write(change(_some(track(kept) if track else kept, source.path)))
     return outcome
+
+
+def fetched(pairs: Pairs[Any], folder: Path, root: Path) -> Pairs[Any]:
+    """Records whose picture is an address, with the file that it was fetched into, below ``root``.
+
+    Raises:
+        DataError: ``folder`` does not lie in ``root``.
+    """
+    if not folder.resolve().is_relative_to(root.resolve()):
+        mend = "give a folder inside the image root"
+        raise DataError(
+            f"it does not lie in the image root {root}", file=str(folder), key="--fetch", mend=mend
+        )
+    for row, got in pairs:
+        image = getattr(got, "image", None)
+        if isinstance(got, DataError) or not isinstance(image, Image) or image.url is None:
+            yield row, got
+            continue
+        try:
+            image_bytes(image, None, allow_urls=True, cache=folder)
+        except DataError as error:
+            yield row, row.locate(error)
+            continue
+        path = cached(image.url, folder).resolve().relative_to(root.resolve())
+        yield row, got.model_copy(update={"image": Image(id=image.id, path=path.as_posix())})
 
 
 def _captioned(pairs: Pairs[Any], captions: Mapping[str, list[str]]) -> Pairs[Any]:

@@ -53,7 +53,7 @@ def detect(path: str | Path) -> list[Found]:
                 rows.append(row)
             else:
                 broken += 1
-        if rows and all(row.get("kind") in RECORDS for row in rows):
+        if rows and all(isinstance(row.get("kind"), str) and row["kind"] in RECORDS for row in rows):
             return [Found(OWN, f"{_WORDS[how]} whose rows have one of our kinds")]
         if rows:
             held = set.intersection(*(set(row) for row in rows))

@@ -29,7 +29,7 @@ from data.files import whole_text as whole_text
 from data.files import write_json as write_json
 from data.files import write_lines as write_lines
 from data.files import write_text as write_text
-from data.rows import is_reject, lines, parse_line, plain
+from data.rows import is_reject, jsonable, lines, parse_line
 from data.rows import read_rows as read_rows
 from data.schema import RECORDS, AnyRecord, Facts, Preference, Verdict
 
@@ -112,9 +112,9 @@ def _reject(row: Row, error: DataError) -> str:
     if isinstance(record, str):
         with suppress(ValueError):  # a line that is not JSON stays as text
             record = json.loads(record)
-    told = {k: v for k, v in (place | reason).items() if v is not None} | {"record": plain(record)}
+    told = {k: v for k, v in (place | reason).items() if v is not None} | {"record": record}
     # ASCII, because an original may hold what UTF-8 cannot (see ``whole_text``)
-    return json.dumps(told)
+    return json.dumps(told, default=jsonable)
 
 
 def _parse_record(row: Row, text: str) -> AnyRecord:

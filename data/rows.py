@@ -60,14 +60,17 @@ def is_reject(value: dict[str, Any]) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A row's values as JSON can hold them: bytes in base64, and numbers of other kinds as their text."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
+    """A row's values as JSON can hold them: see ``jsonable`` for those that it cannot."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    return value if value is None or isinstance(value, str | int | float) else jsonable(value)
+
+
+def jsonable(value: Any) -> str:
+    """Bytes in base64; what else Parquet has and JSON lacks (dates and the like) as its text."""
+    return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else str(value)
 
 
 def lines(path: str | Path) -> Iterator[tuple[Row, str | DataError]]:
@@ -144,14 +147,25 @@ def _parquet(path: str | Path) -> Iterator[tuple[Row, Any]]:
     index = 0
     try:
         with pq.ParquetFile(path) as file:
+            check_names(path, file.schema_arrow.names)
             for batch in file.iter_batches(BATCH):
                 for value in batch.to_pylist():
                     yield Row(str(path), index=index, raw=value), value
                     index += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except DataError:
+        raise
+    # a date beyond Python's years, an unknown time zone, a text that is not UTF-8
+    except (pa.ArrowException, OSError, OverflowError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         mend = "copy or download the file again"
         raise DataError(f"damaged Parquet ({reason})", file=str(path), index=index, mend=mend) from None
+
+
+def check_names(path: str | Path, names: list[str]) -> None:
+    """Raise DataError for two columns of one name: one of them would be lost."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"two columns are named {twice[0]!r}", file=str(path), mend="rename one of them")
 
 
 def _tsv(path: str | Path) -> Iterator[tuple[Row, Any]]:
@@ -159,13 +173,15 @@ def _tsv(path: str | Path) -> Iterator[tuple[Row, Any]]:
     csv.field_size_limit(1 << 30)
     with open_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="", errors="surrogateescape")
-        rows = csv.reader(text, delimiter="\t")
+        rows = csv.reader(text, delimiter="\t", strict=True)
         try:
             names = next(rows, [])
+            check_names(path, names)
             for number, cells in enumerate(rows):
                 if not cells:
                     continue
-                row = Row(str(path), index=number, raw=dict(zip(names, cells)))
+                held = dict(zip(names, cells)) if len(cells) <= len(names) else cells
+                row = Row(str(path), index=number, raw=held)
                 yield row, _tsv_row(row, names, cells)
         except csv.Error as error:
             place: dict[str, Any] = {"file": str(path), "line": rows.line_num}

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
 import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image as Pil
 
 from data.convert import Source, convert
 from data.formats import FORMATS
+from data.images import open_image
 from data.jsonl import DataError, read_records
 
 
@@ -30,6 +37,22 @@ def rows(n: int) -> list[dict[str, Any]]:
         }
         for k in range(n)
     ]
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a server of the folder's files."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=folder)
+    ) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 def llava(path: Path) -> Source:
@@ -113,7 +136,8 @@ def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
     def peak(n: int) -> int:
         path = tmp_path / name
         given = rows(n)
-        for row in given:
+        for k, row in enumerate(given):
+            row["id"] = str(k)
             row["conversations"][1]["value"] = "word " * 200
         text = json.dumps(given) if name == "a.json" else "\n".join(map(json.dumps, given))
         path.write_text(text)
@@ -158,3 +182,47 @@ def test_a_killed_conversion_leaves_all_or_nothing(tmp_path: Path) -> None:
         assert process.stdout is not None and process.stdout.readline() == b"go\n"
         process.send_signal(signal.SIGKILL)
     assert target.read_text() == "old"
+
+
+def test_pictures_given_by_address_are_fetched_into_a_folder(tmp_path: Path) -> None:
+    root, source = tmp_path / "images", tmp_path / "a.json"
+    root.mkdir()
+    Pil.new("RGB", (4, 4), "red").save(root / "red.png")
+    given = rows(3)
+    with served(root) as address:
+        given[0]["image"] = f"{address}/red.png"
+        given[1]["image"] = f"{address}/gone.png"
+        given[2]["image"] = "red.png"
+        source.write_text(json.dumps(given))
+        asked = Source(source, FORMATS["llava"], images=root, fetch=root / "fetched")
+        rejects = tmp_path / "rejects.jsonl"
+        found = convert(asked, tmp_path / "b.jsonl", None, max_bad=0.5, rejects=rejects)
+        assert (found.written, found.bad) == (2, 1)
+        assert json.loads(rejects.read_text())["index"] == 1
+        # without the flag nothing is fetched
+        with pytest.raises(DataError, match="URL"):
+            convert(Source(source, FORMATS["llava"], images=root), tmp_path / "c.jsonl", None, strict=True)
+        outside = Source(source, FORMATS["llava"], images=root, fetch=tmp_path / "elsewhere")
+        with pytest.raises(DataError, match="does not lie in the image root"):
+            convert(outside, tmp_path / "c.jsonl", None)
+    first = read_records(tmp_path / "b.jsonl")[0]
+    assert first.image.url is None and first.image.path.startswith("fetched/")
+    assert open_image(first.image, root).size == (4, 4)
+
+
+def test_conversations_become_prompts_with_captions_as_facts(tmp_path: Path) -> None:
+    source = tmp_path / "a.json"
+    given = rows(2)
+    given[1]["conversations"][1]["value"] = "Yes."
+    source.write_text(json.dumps(given))
+    asked = Source(source, FORMATS["llava"], prompts="detail", captions={"0.jpg": ["c"]})
+    convert(asked, tmp_path / "b.jsonl", None)
+    first, second = read_records(tmp_path / "b.jsonl", "prompt")
+    assert (first.question, first.length_class, first.answer_type) == ("Question 0?", "detail", "general")
+    assert (first.facts.captions, second.facts.captions, second.answer_type) == (["c"], [], "yes")
+    # and to LLaVA-RLHF's layout and back
+    back = tmp_path / "c.json"
+    assert not convert(
+        Source(tmp_path / "b.jsonl", kind="prompt"), back, FORMATS["llava_rlhf_prompts"]
+    ).changed
+    assert FORMATS["llava_rlhf_prompts"].read(back) == [first, second]

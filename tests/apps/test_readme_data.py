@@ -1,0 +1,149 @@
+"""Every command of the README's table of formats, run on small files of the real shape."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image as Pil
+
+from apps import cli
+from data.formats import FORMATS
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+ROWS = re.findall(r"^\| ([^|]+?) \| `(align data [^`]+)` \|", README.read_text("utf-8"), re.MULTILINE)
+TABLE = [(name, command) for name, command in ROWS if "SRC" not in command and "FILE" not in command]
+
+
+def _png(colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Pil.new("RGB", (8, 6), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _llava(**more: Any) -> dict[str, Any]:
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A dog."}]
+    return {"id": "1", "image": "a.png", "conversations": turns, **more}
+
+
+def _example() -> dict[str, Any]:
+    turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A dog."}]
+    return {"kind": "example", "id": "1", "image": {"id": "a.png", "path": "a.png"}, "messages": turns}
+
+
+def _preference() -> dict[str, Any]:
+    said = [{"text": "A dog."}, {"text": "A cat."}]
+    row = {**_example(), "kind": "preference", "responses": said, "choices": {"overall": 0}}
+    return {**row, "messages": row["messages"][:1]}
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the table's commands name, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    said = [{"from": "gpt", "value": "A dog."}, {"from": "gpt", "value": "A cat."}]
+    pair = {"output_1": said[0], "output_2": said[1], "preference": 1}
+    images = [{"id": 1, "file_name": "a.png"}]
+    captions = [{"id": 5, "image_id": 1, "caption": "A dog."}]
+    boxes = [{"id": 7, "image_id": 1, "category_id": 3, "bbox": [0, 0, 2, 2]}]
+    categories = [{"id": 3, "name": "dog"}]
+    questions = [{"image_id": 1, "question": f"Q{k}?", "question_id": k} for k in (10, 11)]
+    truths = [
+        {"question_id": k, "image_id": 1, "answer_type": "yes/no", "multiple_choice_answer": word,
+         "question_type": "is", "answers": []}
+        for k, word in ((10, "yes"), (11, "no"))
+    ]  # fmt: skip
+    aokvqa = {
+        "split": "train", "image_id": 1, "question_id": "q", "question": "Why?",
+        "choices": ["a", "b", "c", "d"], "correct_choice_idx": 1, "direct_answers": ["b"],
+        "rationales": ["r1", "r2", "r3"],
+    }  # fmt: skip
+    mmhal = {
+        "question_type": "attribute", "question_topic": "food", "image_id": "i", "image_src": "http://h/a.png",
+        "image_content": ["dog"], "question": "Q?", "gt_answer": "A.", "model_answer": "",
+    }  # fmt: skip
+    whole = {
+        "llava_instruct_150k.json": [_llava()],
+        "llava_7b_v1_preference.json": [_llava(**pair)],
+        "image_to_caption.json": {"a.png": ["A dog."]},
+        "llava_ppo50k.json": [_llava(caption_type=1, length_bonus=1.0)],
+        "captions_train2017.json": {"images": images, "annotations": captions},
+        "instances_train2017.json": {"images": images, "annotations": boxes, "categories": categories},
+        "instances_val2017.json": {"images": images, "annotations": boxes, "categories": categories},
+        "v2_OpenEnded_mscoco_train2014_questions.json": {"data_subtype": "train2014", "questions": questions},
+        "v2_mscoco_train2014_annotations.json": {"annotations": truths},
+        "aokvqa_v1p0_train.json": [aokvqa],
+        "mmhal.json": [mmhal],
+        "AMBER/annotations.json": [
+            {"id": 1, "type": "generative", "truth": ["dog"], "hallu": ["cat"]},
+            {"id": 2, "type": "discriminative-hallucination", "truth": "yes"},
+        ],
+        "AMBER/query_generative.json": [{"id": 1, "image": "AMBER_1.jpg", "query": "Describe this image."}],
+        "AMBER/query_discriminative.json": [{"id": 2, "image": "AMBER_1.jpg", "query": "Is there a dog?"}],
+    }
+    lines = {
+        "own.jsonl": [_example()],
+        "sft.jsonl": [_example()],
+        "pairs.jsonl": [_preference()],
+        "coco_pope_random.json": [{"question_id": 1, "image": "a.png", "text": "Is there?", "label": "yes"}],
+        "questions.jsonl": [{"question_id": 0, "image": "a.png", "category": "conv", "text": "Q?"}],
+    }
+    for name, value in whole.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(value))
+    for name, rows in lines.items():
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    table = ["index\tquestion\thint\tA\tB\tanswer\tcategory\timage"]
+    table.append("\t".join(["1", "Q?", "", "x", "y", "A", "c", base64.b64encode(_png()).decode()]))
+    (tmp_path / "mmbench_dev.tsv").write_text("\n".join(table) + "\n")
+    picture = {"bytes": _png(), "path": "a.png"}
+    told = {"question": "Q?", "chosen": "A.", "rejected": "B."}
+    common = {"ds_name": "RLHF-V", "image": picture, "origin_dataset": "o", "origin_split": "s", "idx": 0}
+    one = {**common, "text": json.dumps(told), "image_path": "a.png"}
+    pq.write_table(pa.Table.from_pylist([one]), tmp_path / "RLHF-V-Dataset.parquet")
+    pq.write_table(pa.Table.from_pylist([{**common, **told}]), tmp_path / "RLAIF-V.parquet")
+    flickr = tmp_path / "Flickr30kEntities"
+    (flickr / "Sentences").mkdir(parents=True)
+    (flickr / "Annotations").mkdir()
+    (flickr / "Sentences/7.txt").write_text("[/EN#1/animals A dog] runs .\n" * 5)
+    (flickr / "Annotations/7.xml").write_text(
+        "<annotation><size><width>100</width><height>50</height><depth>3</depth></size><object><name>1</name>"
+        "<bndbox><xmin>10</xmin><ymin>5</ymin><xmax>50</xmax><ymax>25</ymax></bndbox></object></annotation>"
+    )
+    (tmp_path / "DIR").mkdir()
+    (tmp_path / "DIR/a.png").write_bytes(_png())
+    return tmp_path
+
+
+def test_the_table_names_every_format() -> None:
+    assert len(TABLE) >= 20
+    families = {fmt.family or fmt.name for fmt in FORMATS.values()}
+    commands = " ".join(command for _, command in TABLE)
+    named = {"llava", "llava_rlhf", "trl", "rlhf_v", "coco", "vqa_v2", "a_okvqa", "flickr30k", "pope"}
+    named |= {"mmhal", "amber", "llava_bench", "mmbench"}
+    assert families == named, f"a new family needs a row of the README's table: {sorted(families - named)}"
+    assert "--to trl" in commands
+
+
+@pytest.mark.parametrize(("name", "command"), TABLE, ids=[name for name, _ in TABLE])
+def test_the_command_works(name: str, command: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(command)[1:]
+    if "--dataset" in words:  # the table's DIR is the pictures' in one place, the new folder in the other
+        words[words.index("DIR")] = "NEW"
+    if words[1] == "convert" and Path(words[3]).exists():
+        words.append("--force")
+    assert cli.main(words) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    if words[1] == "convert":
+        assert re.search(r"^[1-9]\d* records written", said, re.MULTILINE)
+        assert Path(words[3]).exists()
+    else:
+        assert "1 good, 0 bad" in said
