@@ -201,8 +201,11 @@ def _rule(key: str, fault: Mapping[str, Any], settings: type[BaseModel]) -> str:
 def _known_keys(settings: type[BaseModel], section: str) -> list[str]:
     """Field names of a section; optional sections (``X | None``) count as the section itself."""
     model = settings
-    for name in filter(None, section.split(".")):
-        annotation = model.model_fields[name].annotation
+    names = [name for name in section.split(".") if name]
+    while names:
+        annotation = model.model_fields[names.pop(0)].annotation
+        if get_origin(annotation) is dict:  # of sections under names of the user's own
+            annotation, names = get_args(annotation)[1], names[1:]
         options = [t for t in (annotation, *get_args(annotation)) if get_origin(t) is None]
         nested = [t for t in options if isinstance(t, type) and issubclass(t, BaseModel)]
         if not nested:

@@ -64,7 +64,7 @@ def test_convert_says_what_is_lost_and_what_is_bad(
     said = capsys.readouterr().out
     assert "1 records written" in said and "1 bad ones left out" in said
     assert "kinds passed over: prompt (1)" in said
-    assert "does not hold in full: choices (1), facts (1), image (1), responses (1)" in said
+    assert "does not hold in full: choices (1), image (1), responses (1)" in said
     assert json.loads(rejects.read_text())["record"]["id"] == "b"
 
 
@@ -85,7 +85,7 @@ def test_convert_chooses_the_kind_of_the_family(tmp_path: Path, capsys: pytest.C
     assert align("convert", tmp_path / "in.json", tmp_path / "t.jsonl", "--from", "llava", "--to", "trl") == 0
     assert json.loads((tmp_path / "t.jsonl").read_text())["messages"][0]["content"] == "Q?"
     capsys.readouterr()
-    assert align("convert", tmp_path / "in.json", tmp_path / "x", "--to", "llava_rlhf_prompts") == 2
+    assert align("convert", tmp_path / "in.json", tmp_path / "x", "--to", "amber") == 2
     assert "can only be read" in capsys.readouterr().err
 
 

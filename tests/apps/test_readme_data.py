@@ -19,8 +19,8 @@ from apps import cli
 from data.formats import FORMATS
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-ROWS = re.findall(r"^\| ([^|]+?) \| `(align data [^`]+)` \|", README.read_text("utf-8"), re.MULTILINE)
-TABLE = [(name, command) for name, command in ROWS if "SRC" not in command and "FILE" not in command]
+_SECTION = README.read_text("utf-8").split("\n## Data\n")[1].split("\n## ")[0]
+TABLE = re.findall(r"^\| ([^|]+?) \| `(align data [^`]+)` \|", _SECTION, re.MULTILINE)
 
 
 def _png(colour: str = "red") -> bytes:

@@ -106,7 +106,7 @@ def test_splits_that_share_a_picture() -> None:
     ]
     found = stats(records)["splits_overlap"]
     assert list(found) == ["test, train"]
-    assert found["test, train"]["by_name"]["first"] == [{"picture": "a", "here": ["3"], "there": ["1", "2"]}]
+    assert found["test, train"]["by_name"]["first"] == [{"picture": "a", "here": ["3"], "there": ["1"]}]
 
 
 def test_names_of_one_picture() -> None:
