@@ -86,6 +86,15 @@ def _mean_f1(splits: int) -> metrics.Statistic:
     return statistic
 
 
+def _parsed(responses: Mapping[str, str], rule: str) -> dict[str, YesNo | None]:
+    """What the rule reads in each response, by id; answers repeat, so each text is read once."""
+    known: dict[str, YesNo | None] = {}
+    for text in responses.values():
+        if text not in known:
+            known[text] = YES_NO_RULES[rule](text)
+    return {name: known[text] for name, text in responses.items()}
+
+
 @dataclass(frozen=True)
 class PopeBenchmark:
     """The splits together; ids are ``<split>/<question_id>``."""
@@ -138,12 +147,13 @@ class PopeBenchmark:
         overall: dict[str, Any] = {"n": sum(len(s.items) for s in self.splits)}
         verdicts: list[Verdict] = []
         for rule in YES_NO_RULES:
-            tables = self._tables(responses, rule)
+            said = _parsed(responses, rule)
+            tables = self._tables(said)
             for split in self.splits:
-                splits[split.name][rule] = self._figures(split, tables[split.name], responses, rule)
+                splits[split.name][rule] = self._figures(split, tables[split.name], said)
             wide, images = self._side_by_side(tables)
             overall[rule] = {"f1": self._interval(wide, _mean_f1(len(self.splits)), images)}
-            verdicts += self._verdicts(responses, rule)
+            verdicts += self._verdicts(responses, said, rule)
         return Scored({"overall": overall, "splits": splits}, verdicts)
 
     @property
@@ -158,7 +168,7 @@ class PopeBenchmark:
         both = []
         for responses in (responses_a, responses_b):
             self._check(responses)
-            both.append(self._tables(responses, rule))
+            both.append(self._tables(_parsed(responses, rule)))
         (wide_a, images), (wide_b, _) = (self._side_by_side(tables) for tables in both)
         difference = metrics.paired_difference(
             wide_a, wide_b, _mean_f1(len(self.splits)), clusters=images, n_boot=self.n_boot, seed=self.seed
@@ -170,8 +180,7 @@ class PopeBenchmark:
     def _check(self, responses: Mapping[str, str]) -> None:
         check_ids(f"{self.name}: responses", (s.id_of(i) for s in self.splits for i in s.items), responses)
 
-    def _tables(self, responses: Mapping[str, str], rule: str) -> dict[str, metrics.Floats]:
-        said = {name: YES_NO_RULES[rule](text) for name, text in responses.items()}
+    def _tables(self, said: Mapping[str, YesNo | None]) -> dict[str, metrics.Floats]:
         return {split.name: _table(split, said) for split in self.splits}
 
     def _side_by_side(self, tables: Mapping[str, metrics.Floats]) -> tuple[metrics.Floats, list[str]]:
@@ -188,26 +197,28 @@ class PopeBenchmark:
         return found.as_dict()
 
     def _figures(
-        self, split: PopeSplit, table: metrics.Floats, responses: Mapping[str, str], rule: str
+        self, split: PopeSplit, table: metrics.Floats, said: Mapping[str, YesNo | None]
     ) -> dict[str, Any]:
         images = [item.image for item in split.items]
         options: dict[str, Any] = {"clusters": images, "n_boot": self.n_boot, "seed": self.seed}
         intervals = metrics.bootstraps(table, _FIGURES, **options)
         found: dict[str, Any] = {name: interval.as_dict() for name, interval in intervals.items()}
-        parsed = [YES_NO_RULES[rule](responses[split.id_of(item)]) for item in split.items]
+        unparsed = sum(said[split.id_of(item)] is None for item in split.items)
         tp, fp, fn = (int(table[:, column].sum()) for column in (_TP, _FP, _FN))
-        counts = {"tp": tp, "fp": fp, "fn": fn, "unparsed": parsed.count(None)}
+        counts = {"tp": tp, "fp": fp, "fn": fn, "unparsed": unparsed}
         truth = sum(item.label == "yes" for item in split.items) / len(split.items)
         return found | {"counts": counts, "labels_yes_ratio": truth}
 
-    def _verdicts(self, responses: Mapping[str, str], rule: str) -> list[Verdict]:
+    def _verdicts(
+        self, responses: Mapping[str, str], parsed: Mapping[str, YesNo | None], rule: str
+    ) -> list[Verdict]:
         return [
             Verdict(
                 id=split.id_of(item),
                 image=item.image,
                 question=item.text,
                 response=responses[split.id_of(item)],
-                label=(said := YES_NO_RULES[rule](responses[split.id_of(item)])) or "unparsed",
+                label=(said := parsed[split.id_of(item)]) or "unparsed",
                 score=float(said == item.label),
                 judge=f"{self.name}/{rule}",
                 meta={"truth": item.label},
