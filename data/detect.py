@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data.errors import DataError
 from data.files import open_file
@@ -48,7 +49,7 @@ def detect(path: str | Path) -> list[Found]:
     found: list[Found] = []
     rows, broken = [], 0
     if how != "lines" or not _is_object(path):
-        for _, row in itertools.islice(read_rows(path), ROWS):
+        for row in _head(path):
             if isinstance(row, dict):
                 rows.append(row)
             else:
@@ -62,6 +63,18 @@ def detect(path: str | Path) -> list[Found]:
         keys = set(itertools.islice(_top_keys(path), KEYS))
         found += _fits("object", keys, "one JSON object with")
     return found
+
+
+def _head(path: str | Path) -> Iterator[Any]:
+    """The first rows, up to where the file breaks off. Raises DataError for a file that has none."""
+    none = True
+    try:
+        for _, row in itertools.islice(read_rows(path), ROWS):
+            none = False
+            yield row
+    except DataError:
+        if none:
+            raise
 
 
 def _fits(holder: str, held: set[str], words: str) -> list[Found]:
