@@ -73,7 +73,11 @@ def _reading(commands: argparse._SubParsersAction, name: str, words: str) -> arg
 
 def _source(parser: argparse.ArgumentParser, names: list[str]) -> None:
     parser.add_argument(*names, dest="source", metavar="F", help="default: told from the content")
-    parser.add_argument("--kind", help="the record kind wanted, where a format family has several")
+    parser.add_argument(
+        "--kind",
+        choices=("example", "prompt", "preference", "verdict", "pope", "mmhal"),
+        help="the record kind wanted, where a format family has several",
+    )
     parser.add_argument(
         "--set",
         dest="options",
@@ -117,6 +121,9 @@ def _convert(commands: argparse._SubParsersAction) -> None:
         type=Path,
         metavar="DIR",
         help="fetch pictures given by address into this folder",
+    )
+    convert.add_argument(
+        "--save-images", type=Path, metavar="DIR", help="write pictures given as bytes to this folder"
     )
     convert.add_argument("--dataset", action="store_true", help="DST is a folder for datasets.load_dataset")
     convert.add_argument("--limit", type=kinds.count, metavar="N", help="the first N records only")

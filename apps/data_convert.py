@@ -32,18 +32,25 @@ def source_of(args: argparse.Namespace, wanted: str | None = None) -> Source:
             mend = "name it (--format; align data formats lists them), or look at it (align data inspect)"
             raise DataError("no format's keys are all there", file=str(args.src), mend=mend)
         name = found[0].name
-    source = None if name == OWN else _of_kind(name, kind)
+    source = None if name == OWN else _of_kind(name, kind, must=args.kind is not None)
     return Source(args.src, source, kind, options_of(args.options), args.images)
 
 
-def _of_kind(name: str, kind: str | None) -> Format:
-    """The format, or its family's that gives ``kind``; a wish (not a must) where the family has none."""
+def _of_kind(name: str, kind: str | None, must: bool) -> Format:
+    """The format, or its family's that gives ``kind``; unless it ``must``, the format where none does."""
     try:
         return choose(name, kind)
     except DataError:
-        if name not in FORMATS:
+        if name not in FORMATS or must:
             raise
         return choose(name)
+
+
+def not_over(output: Path | None, others: Iterable[Path]) -> None:
+    """Raise DataError for an output that is one of the other files, however either is spelled."""
+    if output is not None and any(output.resolve() == other.resolve() for other in others):
+        rule = "it is another of the command's files, and would be replaced"
+        raise DataError(rule, file=str(output), mend="choose another name")
 
 
 def options_of(given: Iterable[str]) -> dict[str, str]:
@@ -61,16 +68,22 @@ def convert(args: argparse.Namespace) -> int:
     """Write SRC in another format."""
     if args.dst.exists() and not args.force:
         raise DataError("the target exists already", file=str(args.dst), mend="choose another, or --force")
-    if args.rejects is not None and args.rejects in (args.src, args.dst):
-        raise DataError("the rejects file is SRC or DST", file=str(args.rejects), mend="choose another")
+    not_over(args.dst, [args.src])
+    not_over(args.rejects, [args.src, args.dst])
+    if args.rejects is not None and args.rejects.exists() and not args.force:
+        mend = "choose another, or --force; it may have been mended"
+        raise DataError("the rejects file exists already", file=str(args.rejects), mend=mend)
     target = None if args.target == OWN else choose(args.target)
-    source = source_of(args, "example" if args.prompts else None if target is None else target.kind)
+    wanted = "example" if args.prompts else None if target is None else target.kind
+    source = source_of(args, wanted)
+    if args.prompts and source.format is not None and source.format.kind not in ("example", "prompt"):
+        source = replace(source, format=choose(source.format.name, "prompt"))
     target = check_target(source, target, args)
     if source.format is None and (target is not None or args.prompts):
         source = replace(source, kind="example" if args.prompts or target is None else target.kind)
     if args.captions is not None:
         source = replace(source, captions=read_captions(args.captions))
-    source = replace(source, prompts=args.prompts, fetch=args.fetch)
+    source = replace(source, prompts=args.prompts, fetch=args.fetch, save=args.save_images)
     policy = {
         "limit": args.limit,
         "strict": args.strict,
@@ -114,15 +127,29 @@ def _to_parquet(
         mend = "delete it, or choose another folder"
         raise DataError("a data set's folder is not replaced", file=str(args.dst), mend=mend)
 
+    if args.images is not None and target.sample is None:
+        mend = "leave out --images, or choose a layout that holds pictures, such as trl or llava"
+        raise DataError(f"{target.name} names pictures, and holds none", key="--images", mend=mend)
+    like = [] if target.sample is None else [target.to_row(target.sample)]
+    if args.images is not None:
+        like = [_pictured(row) for row in like]
+
     def change(rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         return embed(rows, args.images) if args.images is not None else rows
 
     def write(rows: Iterable[dict[str, Any]]) -> int:
         if not args.dataset:
-            return write_parquet(args.dst, rows)
-        return write_dataset(args.dst, rows, card=_card(args, target))
+            return write_parquet(args.dst, rows, like)
+        return write_dataset(args.dst, rows, card=_card(args, target), like=like)
 
     return convert_rows(source, target, write, change=change, **policy)
+
+
+def _pictured(row: dict[str, Any]) -> dict[str, Any]:
+    """A sample's row with its picture as bytes."""
+    picture = {"bytes": b"", "path": "picture.png"}
+    held = {"image": picture, "images": [picture]}
+    return row | {key: value for key, value in held.items() if key in row}
 
 
 def _card(args: argparse.Namespace, target: Format) -> str:
@@ -140,6 +167,8 @@ def report(args: argparse.Namespace, outcome: Outcome, source: Source, target: F
     say_counts("kinds passed over", outcome.other)
     if source.format is not None:
         say_counts(f"keys of {source.format.name} not carried over", outcome.spare)
+    if source.captions is not None:
+        print(f"captions found for {outcome.captioned} records, none for {outcome.uncaptioned}")
     if target is not None:
         say_counts(f"fields that {target.name} does not hold in full", outcome.changed)
 
@@ -166,7 +195,10 @@ def mix(args: argparse.Namespace) -> int:
     from data.mix import MixSettings
     from data.mix import mix as mix_sources
 
-    settings = resolve(MixSettings, find_recipe(args.recipe), args.overrides)
+    recipe, overrides = find_recipe(args.recipe), list(args.overrides)
+    if recipe is None:
+        overrides.insert(0, args.recipe)
+    settings = resolve(MixSettings, recipe, overrides)
     if Path(settings.output).exists() and not args.force:
         rule = "the output exists already"
         raise DataError(rule, file=settings.output, mend="choose another output=FILE, or --force")

@@ -9,15 +9,18 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from apps.data_convert import progress, say_counts, source_of
+from apps.data_convert import not_over, progress, say_counts, source_of
 from data.convert import Source
 from data.detect import OWN, describe, detect
 from data.errors import DataError, Pairs
-from data.jsonl import keep
+from data.formats import choose
+from data.jsonl import keep, rejects_of
 from data.rows import plain, read_rows
+from data.schema import RECORDS
 
 #: kinds of fault that inspect tells, the most frequent first
 FAULTS = 5
@@ -27,11 +30,13 @@ def inspect(args: argparse.Namespace) -> int:
     """Say what a file is, what is in it, what is wrong with it and how to mend it."""
     found = detect(args.src)
     print(f"format: {describe(found)}")
-    if not args.src.is_dir():
+    name = args.source or next((one.name for one in found), None)
+    if name is None or name == OWN or choose(name).holder == "rows":
+        # a file that is one object has no rows, and may be large
         _rows(args)
-    if not found and args.source is None:
+    if name is None:
         return 0
-    args.source = args.source or found[0].name
+    args.source = name
     try:
         source = source_of(args)
         _faults(itertools.islice(source.pairs(), args.limit), source)
@@ -44,7 +49,7 @@ def _rows(args: argparse.Namespace) -> None:
     """The file's rows as they are: keys, counts and the first of them."""
     keys: Counter[str] = Counter()
     values: dict[str, Counter[str]] = {"kind": Counter(), "source": Counter(), "split": Counter()}
-    images: set[str] = set()
+    images: set[int] = set()
     first, rows, broken = None, 0, 0
     try:
         for _, value in itertools.islice(read_rows(args.src), args.limit):
@@ -58,7 +63,7 @@ def _rows(args: argparse.Namespace) -> None:
                 if isinstance(value.get(name), str):
                     count[value[name]] += 1
             if "image" in value or "images" in value:
-                images.add(json.dumps(plain(value.get("image", value.get("images"))), sort_keys=True))
+                images.add(hash(repr(value.get("image", value.get("images")))))
     except DataError as error:
         print(f"after {rows} rows: {error}")
     if first is None:
@@ -105,28 +110,22 @@ def validate(args: argparse.Namespace) -> int:
     """Name every bad record on standard error; 1 if there is one, or no record at all."""
     if args.decode and args.images is None:
         raise DataError("--decode needs an image root", key="--images", mend="give --images DIR")
+    not_over(args.rejects, [args.src])
     source = source_of(args)
     name = OWN if source.format is None else source.format.name
     pairs = source.pairs()
     pairs = _decoded(pairs, args.images) if args.decode else pairs
     count: Counter[str] = Counter()
-    try:
-        for _ in keep(_told(pairs, count), strict=args.strict, max_bad=1.0, rejects=args.rejects):
-            pass
-    except DataError:
-        # a strict check ends with its first bad record, which was told; any other error is the file's
-        if not (args.strict and count["bad"]):
-            raise
+    with rejects_of(args.rejects) as put:
+        for row, got in pairs:
+            count["bad" if isinstance(got, DataError) else "good"] += 1
+            if isinstance(got, DataError):
+                print(got, file=sys.stderr)
+                put(row, got)
+                if args.strict:
+                    break
     print(f"{args.src} as {name}: {count['good']} good, {count['bad']} bad records")
     return 1 if count["bad"] or not count["good"] else 0
-
-
-def _told(pairs: Pairs[Any], count: Counter[str]) -> Pairs[Any]:
-    for row, got in pairs:
-        count["bad" if isinstance(got, DataError) else "good"] += 1
-        if isinstance(got, DataError):
-            print(got, file=sys.stderr)
-        yield row, got
 
 
 def _decoded(pairs: Pairs[Any], images: Path) -> Pairs[Any]:
@@ -134,49 +133,57 @@ def _decoded(pairs: Pairs[Any], images: Path) -> Pairs[Any]:
     from data.load import at_row
     from data.schema import Image
 
-    known: dict[str | bytes, DataError | None] = {}
+    known: dict[str, DataError | None] = {}
+
+    def fault(image: Image) -> DataError | None:
+        try:
+            open_image(image, images)
+        except DataError as error:
+            return error
+        return None
+
     for row, got in pairs:
         image = getattr(got, "image", None)
-        if isinstance(image, Image) and image.url is None:
-            key = image.path or image.data or b""
-            if key not in known:
-                try:
-                    open_image(image, images)
-                    known[key] = None
-                except DataError as error:
-                    known[key] = error
-            got = at_row(row, known[key]) or got
+        if isinstance(image, Image) and image.path is not None:
+            if image.path not in known:
+                known[image.path] = fault(image)
+            got = at_row(row, known[image.path]) or got
+        elif isinstance(image, Image) and image.data is not None:
+            got = at_row(row, fault(image)) or got
         yield row, got
 
 
-def _records(args: argparse.Namespace, path: Path, limit: int | None = None) -> list[Any]:
-    """The records of a file; benchmark files as the prompts that they are."""
+def _records(args: argparse.Namespace, path: Path, limit: int | None = None) -> Iterator[Any]:
+    """The records of a file one by one; benchmark files as the prompts that they are."""
     named = argparse.Namespace(**{**vars(args), "src": path})
     if path != args.src:
-        named.source, named.options, named.images = None, [], None
+        named.source, named.options, named.images, named.kind = None, [], None, None
     source = source_of(named)
-    if source.format is not None and source.format.kind not in ("example", "prompt", "preference"):
-        source = source_of(named, "prompt")
+    if source.format is not None and source.format.kind not in RECORDS:
+        source = replace(source, format=choose(source.format.name, "prompt"))
     # a look at data is not stopped by its faults; they are told
-    found = keep(progress("records")(source.pairs()), limit=limit, max_bad=1.0)
-    records = [record for record in found if getattr(record, "kind", "verdict") != "verdict"]
-    if not records:
+    none = True
+    for record in keep(progress("records")(source.pairs()), limit=limit, max_bad=1.0):
+        if record.kind != "verdict":
+            none = False
+            yield record
+    if none:
         raise DataError("no record in it", file=str(path), mend="look at it (align data inspect)")
-    return records
 
 
 def stats(args: argparse.Namespace) -> int:
     """Print the figures of a data set, and which pictures stand in others too."""
     from data.files import write_json
-    from data.stats import overlap, pictures
-    from data.stats import stats as figures
+    from data.stats import Collector, overlap, pictures
 
-    records = _records(args, args.src, args.limit)
-    found = figures(records, args.images)
-    shown = pictures(records, args.images)
+    not_over(args.json, [args.src, *args.against])
+    collector = Collector(args.images)
+    for record in _records(args, args.src, args.limit):
+        collector.add(record)
+    found = collector.figures()
     for other in args.against:
         theirs = pictures(_records(args, other), args.against_images)
-        found.setdefault("against", {})[str(other)] = overlap(shown, theirs)
+        found.setdefault("against", {})[str(other)] = overlap(collector.shown[""], theirs)
     print("\n".join(_lines(found)))
     if args.json is not None:
         write_json(args.json, found)
@@ -208,13 +215,18 @@ def show(args: argparse.Namespace) -> int:
     """Write a page of samples."""
     from evals.report import Gallery, Page, Status, Text, write_report
 
-    records = _records(args, args.src)
-    chosen = sorted(random.Random(args.seed).sample(range(len(records)), min(args.samples, len(records))))
-    items = [_item(records[index], args.images) for index in chosen]
-    counted = Counter(record.kind for record in records)
-    words = ", ".join(f"{n} {kind}" for kind, n in counted.items())
-    gallery = Gallery("Samples", items, f"{len(items)} of {len(records)}, chosen by seed {args.seed}.")
     output = args.output or args.src.with_name(args.src.name + ".html")
+    not_over(output, [args.src])
+    rng, counted, chosen = random.Random(args.seed), Counter[str](), list[tuple[int, Any]]()
+    # each record is as likely as any other to be among those kept, however many there are
+    for index, record in enumerate(_records(args, args.src)):
+        counted[record.kind] += 1
+        place = index if index < args.samples else rng.randrange(index + 1)
+        if place < args.samples:
+            chosen[place : place + 1] = [(index, record)]
+    items = [_item(record, args.images) for _, record in sorted(chosen, key=lambda pair: pair[0])]
+    words = ", ".join(f"{n} {kind}" for kind, n in counted.items())
+    gallery = Gallery("Samples", items, f"{len(items)} of {counted.total()}, chosen by seed {args.seed}.")
     status = Status("finished", False, len(items), len(items), words)
     write_report(output, Page(args.src.name, [Text(f"{args.src}: {words}."), gallery], "data", status))
     print(f"the page: {output}")

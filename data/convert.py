@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from pydantic import BaseModel
+
 from data.errors import DataError, Pairs, Row
-from data.files import to_json, write_texts
+from data.files import replacing_bytes, to_json, write_texts
 from data.formats.base import Format, OriginalIds, unique_ids
 from data.formats.llava_rlhf import with_captions
-from data.images import image_bytes
+from data.images import image_bytes, inspect_image
 from data.jsonl import dump, keep, no_duplicates, record_pairs
 from data.load import existing, of_kind
 from data.prompts import as_prompts
@@ -36,6 +39,9 @@ class Outcome:
     spare: Counter[str] = field(default_factory=Counter)
     #: fields that the target does not hold in full, and in how many records
     changed: Counter[str] = field(default_factory=Counter)
+    #: records with a picture that the captions know, and that they do not
+    captioned: int = 0
+    uncaptioned: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,9 @@ class Source:
     prompts: LengthClass | None = None
     #: captions by image, which become facts
     captions: Mapping[str, list[str]] | None = None
-    #: pictures given by address are fetched into this folder, which lies in the image root if there is one
+    #: pictures given by address, or as bytes, go into these folders, which lie in the image root if any
     fetch: Path | None = None
+    save: Path | None = None
 
     def pairs(self, outcome: Outcome | None = None) -> Pairs[Any]:
         """The records or errors of the file, with unique ids."""
@@ -66,17 +73,22 @@ class Source:
             if self.kind is not None:
                 pairs = of_kind(pairs, self.kind, outcome.other)
         if self.captions is not None:
-            pairs = _captioned(pairs, self.captions)
+            pairs = _captioned(pairs, self.captions, self.path, outcome)
         if self.prompts is not None:
             pairs = as_prompts(pairs, self.prompts)
+        root = self.images or self.fetch or self.save
         if self.fetch is not None:
-            pairs = fetched(pairs, self.fetch, self.images or self.fetch)
+            pairs = moved(pairs, fetched, self.fetch, root)
+        if self.save is not None:
+            pairs = moved(pairs, saved, self.save, root)
         return existing(pairs, self.images) if self.images is not None else pairs
 
     def _seen(self, pairs: Pairs[Any], outcome: Outcome) -> Pairs[Any]:
         assert self.format is not None
         for row, got in pairs:
-            if self.format.holder == "rows" and isinstance(row.raw, dict):
+            # a model that keeps what it does not know loses nothing
+            keeps = isinstance(got, BaseModel) and type(got).model_config.get("extra") == "allow"
+            if self.format.holder == "rows" and isinstance(row.raw, dict) and not keeps:
                 outcome.spare.update(row.raw.keys() - self.format.keys)
             yield row, got
 
@@ -127,34 +139,69 @@ def convert_rows(
     return outcome
 
 
-def fetched(pairs: Pairs[Any], folder: Path, root: Path) -> Pairs[Any]:
-    """Records whose picture is an address, with the file that it was fetched into, below ``root``.
+def moved(
+    pairs: Pairs[Any], place: Callable[[Image, Path], Path | None], folder: Path, root: Path | None
+) -> Pairs[Any]:
+    """Records with the file, below ``root``, that ``place`` puts a picture into; None: the picture stays.
 
     Raises:
         DataError: ``folder`` does not lie in ``root``.
     """
-    if not folder.resolve().is_relative_to(root.resolve()):
+    base = (root or folder).resolve()
+    if not folder.resolve().is_relative_to(base):
         mend = "give a folder inside the image root"
-        raise DataError(
-            f"it does not lie in the image root {root}", file=str(folder), key="--fetch", mend=mend
-        )
+        raise DataError(f"it does not lie in the image root {base}", file=str(folder), mend=mend)
     for row, got in pairs:
         image = getattr(got, "image", None)
-        if isinstance(got, DataError) or not isinstance(image, Image) or image.url is None:
+        if isinstance(got, DataError) or not isinstance(image, Image):
             yield row, got
             continue
         try:
-            image_bytes(image, None, allow_urls=True, cache=folder)
+            path = place(image, folder)
         except DataError as error:
             yield row, row.locate(error)
             continue
-        path = cached(image.url, folder).resolve().relative_to(root.resolve())
-        yield row, got.model_copy(update={"image": Image(id=image.id, path=path.as_posix())})
+        if path is not None:
+            name = path.resolve().relative_to(base).as_posix()
+            got = got.model_copy(update={"image": Image(id=image.id, path=name)})
+        yield row, got
 
 
-def _captioned(pairs: Pairs[Any], captions: Mapping[str, list[str]]) -> Pairs[Any]:
+def fetched(image: Image, folder: Path) -> Path | None:
+    """The file that a picture given by address was downloaded to."""
+    if image.url is None:
+        return None
+    image_bytes(image, None, allow_urls=True, cache=folder)
+    return cached(image.url, folder)
+
+
+def saved(image: Image, folder: Path) -> Path | None:
+    """The file that holds a picture given as bytes, named by their hash."""
+    if image.data is None:
+        return None
+    kind = inspect_image(image, None).format.lower()
+    path = folder / f"{hashlib.sha256(image.data).hexdigest()}.{'jpg' if kind == 'jpeg' else kind}"
+    if not path.exists():
+        with replacing_bytes(path) as part:
+            part.write_bytes(image.data)
+    return path
+
+
+def _captioned(
+    pairs: Pairs[Any], captions: Mapping[str, list[str]], path: Path, outcome: Outcome
+) -> Pairs[Any]:
     for row, got in pairs:
-        yield row, got if isinstance(got, DataError) else with_captions(got, captions) or got
+        if isinstance(got, DataError) or not isinstance(getattr(got, "image", None), Image):
+            yield row, got
+            continue
+        known = with_captions(got, captions) if hasattr(got, "facts") else None
+        outcome.captioned += known is not None
+        outcome.uncaptioned += known is None
+        yield row, known or got
+    if outcome.uncaptioned and not outcome.captioned:
+        rule = f"no caption for any of the {outcome.uncaptioned} images"
+        mend = "use the captions of these images (keys are image names)"
+        raise DataError(rule, file=str(path), key="captions", mend=mend)
 
 
 def _some(records: Iterable[Any], path: Path) -> Iterator[Any]:

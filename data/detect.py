@@ -12,13 +12,15 @@ from data.errors import DataError
 from data.files import open_file
 from data.formats import FORMATS
 from data.jsonstream import JsonStream
-from data.rows import container, read_rows
+from data.rows import container, read_rows, shards
 from data.schema import RECORDS
 
 #: the project's own layout
 OWN = "schema"
 #: rows that are looked at
 ROWS = 50
+#: share of the rows that must have a format's keys
+MOST = 0.8
 #: one line longer than this is taken for a whole JSON object, not for a row
 LONGEST_ROW = 1 << 24
 #: top-level keys that are looked at: other files than a list of captions by picture have a few
@@ -44,25 +46,32 @@ def detect(path: str | Path) -> list[Found]:
     """
     if Path(path).is_dir():
         names = {entry.name for entry in Path(path).iterdir()}
-        return _fits("folder", names, "a folder that holds")
+        found = _fits("folder", [names], "a folder that holds")
+        if found or not shards(path):
+            return found
+        return _of_rows(path, "parquet")[0]
     how = container(path)
-    found: list[Found] = []
-    rows, broken = [], 0
+    found, seen = [], 0
     if how != "lines" or not _is_object(path):
-        for row in _head(path):
-            if isinstance(row, dict):
-                rows.append(row)
-            else:
-                broken += 1
-        if rows and all(isinstance(row.get("kind"), str) and row["kind"] in RECORDS for row in rows):
-            return [Found(OWN, f"{_WORDS[how]} whose rows have one of our kinds")]
-        if rows:
-            held = set.intersection(*(set(row) for row in rows))
-            found += _fits("rows", held, f"{_WORDS[how]} whose rows all have")
-    if how == "lines" and len(rows) + broken <= 1:
+        found, seen = _of_rows(path, how)
+    if how == "lines" and seen <= 1 and (not found or found[0].name != OWN):
         keys = set(itertools.islice(_top_keys(path), KEYS))
-        found += _fits("object", keys, "one JSON object with")
+        found += _fits("object", [keys], "one JSON object with")
     return found
+
+
+def _of_rows(path: str | Path, how: str) -> tuple[list[Found], int]:
+    """The formats that the first rows fit, and how many rows there are among them."""
+    head = list(_head(path))
+    rows = [row for row in head if isinstance(row, dict)]
+    if not rows:
+        return [], len(head)
+    words = _WORDS[how]
+    ours = sum(isinstance(row.get("kind"), str) and row["kind"] in RECORDS for row in rows)
+    if ours >= MOST * len(head):
+        return [Found(OWN, f"{words} whose rows have one of our kinds")], len(head)
+    held = [set(row) if isinstance(row, dict) else set() for row in head]
+    return _fits("rows", held, f"{words} whose rows"), len(head)
 
 
 def _head(path: str | Path) -> Iterator[Any]:
@@ -77,10 +86,17 @@ def _head(path: str | Path) -> Iterator[Any]:
             raise
 
 
-def _fits(holder: str, held: set[str], words: str) -> list[Found]:
-    able = [f for f in FORMATS.values() if f.holder == holder and f.needs and f.needs <= held]
-    able.sort(key=lambda f: -len(f.needs))
-    return [Found(f.name, f"{words} {', '.join(sorted(f.needs))}") for f in able]
+def _fits(holder: str, held: list[set[str]], words: str) -> list[Found]:
+    """The formats of a holder whose keys most of ``held`` have: one bad row does not hide what a file is."""
+    found = []
+    for fmt in FORMATS.values():
+        share = sum(fmt.needs <= keys for keys in held)
+        if fmt.holder == holder and fmt.needs and share and share >= MOST * len(held):
+            keys = ", ".join(sorted(fmt.needs))
+            if holder == "rows":
+                keys = f"all have {keys}" if share == len(held) else f"have {keys} ({share} of {len(held)})"
+            found.append((-len(fmt.needs), Found(fmt.name, f"{words} {keys}")))
+    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
 
 def _is_object(path: str | Path) -> bool:

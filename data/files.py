@@ -155,6 +155,7 @@ def replacing_bytes(path: str | Path, *, always: bool = False) -> Iterator[Path]
         yield part
         whole = True
     finally:
-        if whole:
+        # not there where it could not be made, which is the error to tell
+        if whole and part.exists():
             os.replace(part, path)
         part.unlink(missing_ok=True)

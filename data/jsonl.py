@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 #: bad records that an error quotes
 QUOTED = 3
+#: duplicates whose first place is told: it is looked for among all records
+PLACED = 100
 
 
 @dataclass
@@ -67,7 +69,7 @@ def keep(
     """
     good = bad = 0
     first: list[DataError] = []
-    with _writer(rejects) as put:
+    with rejects_of(rejects) as put:
         for row, got in pairs:
             if isinstance(got, DataError):
                 bad += 1
@@ -93,7 +95,7 @@ def keep(
 
 
 @contextlib.contextmanager
-def _writer(rejects: str | Path | Rejects | None) -> Iterator[Callable[[Row, DataError], None]]:
+def rejects_of(rejects: str | Path | Rejects | None) -> Iterator[Callable[[Row, DataError], None]]:
     """Puts bad records where they belong; the file is written when the block ends, by an error too."""
     if isinstance(rejects, Rejects):
         yield lambda row, error: rejects.found.append((row, error))
@@ -110,7 +112,7 @@ def _reject(row: Row, error: DataError) -> str:
     reason = {"key": error.key, "rule": error.rule, "mend": error.mend}
     record = row.raw
     if isinstance(record, str):
-        with suppress(ValueError):  # a line that is not JSON stays as text
+        with suppress(ValueError, RecursionError):  # a line that is not JSON stays as text
             record = json.loads(record)
     told = {k: v for k, v in (place | reason).items() if v is not None} | {"record": record}
     # ASCII, because an original may hold what UTF-8 cannot (see ``whole_text``)
@@ -161,6 +163,7 @@ def no_duplicates(pairs: Pairs[AnyRecord]) -> Pairs[AnyRecord]:
     seen: set[int] = set()
     # in their order, for the place of the first
     hashes, places, files = array("q"), array("q"), dict[str, int]()
+    told = 0
     for row, got in pairs:
         name = None if isinstance(got, DataError) else identity(got)
         if name is None:
@@ -168,8 +171,12 @@ def no_duplicates(pairs: Pairs[AnyRecord]) -> Pairs[AnyRecord]:
             continue
         key = hash(name)
         if key in seen:
-            number, place = divmod(places[hashes.index(key)], 1 << 40)
-            rule = f"duplicate id {name[1]!r} (first in {list(files)[number]}:{place})"
+            told += 1
+            first = ""
+            if told <= PLACED:
+                number, place = divmod(places[hashes.index(key)], 1 << 40)
+                first = f" (first in {list(files)[number]}:{place})"
+            rule = f"duplicate id {name[1]!r}{first}"
             yield row, row.locate(DataError(rule, key="id", mend="give each record its own id"))
             continue
         seen.add(key)

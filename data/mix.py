@@ -19,19 +19,17 @@ from typing import IO, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.detect import OWN, one
-from data.errors import DataError
+from data.errors import DataError, Pairs
 from data.facts import read_captions
 from data.files import replacing, to_json, write_json
 from data.formats import choose
 from data.formats.base import unique_ids
 from data.formats.llava_rlhf import with_captions
-from data.jsonl import dump, keep, no_duplicates, record_pairs
+from data.jsonl import Rejects, dump, keep, no_duplicates, record_pairs
 from data.load import existing, of_kind
 from data.prompts import as_prompts
-from data.schema import Image, LengthClass
-
-#: records that pass through memory together
-CHUNK = 1000
+from data.schema import Example, Image, LengthClass, Preference, Prompt
+from data.stats import file_name, texts
 
 
 class MixSource(BaseModel):
@@ -53,6 +51,8 @@ class MixSource(BaseModel):
     image_prefix: str = ""
     #: captions keyed by image, added as facts
     captions: str | None = None
+    #: leave out records whose picture and first question another file has, such as what SFT was trained on
+    exclude: str | None = None
     #: so many records; else a share by ``weight`` of what the counted ones leave of ``total``; else all
     count: int | None = Field(None, ge=1)
     weight: float | None = Field(None, gt=0)
@@ -74,7 +74,7 @@ class MixSettings(BaseModel):
 
     #: the JSON lines to write; the manifest stands beside it as <output>.manifest.json
     output: str
-    kind: str = "example"
+    kind: Literal["example", "prompt", "preference"] = "example"
     seed: int = 0
     #: records in all; needed by weights
     total: int | None = Field(None, ge=1)
@@ -84,6 +84,8 @@ class MixSettings(BaseModel):
     def _weights_need_a_total(self) -> MixSettings:
         if self.total is None and any(source.weight is not None for source in self.sources.values()):
             raise ValueError("weights share out a total, and none is given; add total")
+        if self.kind != "prompt" and any(source.given is not None for source in self.sources.values()):
+            raise ValueError("given: example makes prompts, and the mixture's kind is another; drop it")
         return self
 
 
@@ -106,6 +108,8 @@ class Shelf:
 
 def mix(settings: MixSettings) -> dict[str, Any]:
     """Write the mixture and its manifest, and return the manifest.
+
+    The manifest is there before the mixture, so that a mixture never stands beside an older one's.
 
     Raises:
         DataError: a source that cannot be read or holds too few records, with the source's name as key.
@@ -132,18 +136,18 @@ def mix(settings: MixSettings) -> dict[str, Any]:
                 line = to_json(_named(shelves[name].record(index), name, turn), output) + "\n"
                 digest.update(line.encode())
                 file.write(line)
+            manifest = {
+                "output": {"file": output.name, "records": len(order), "sha256": digest.hexdigest()},
+                "kind": settings.kind,
+                "seed": settings.seed,
+                "sources": {
+                    name: {**shelf.about, "taken": taken[name], "share": taken[name] / len(order)}
+                    for name, shelf in shelves.items()
+                },
+            }
+            write_json(f"{output}.manifest.json", manifest)
         for shelf in shelves.values():
             shelf.file.close()
-    manifest = {
-        "output": {"file": output.name, "records": len(order), "sha256": digest.hexdigest()},
-        "kind": settings.kind,
-        "seed": settings.seed,
-        "sources": {
-            name: {**shelf.about, "taken": taken[name], "share": taken[name] / len(order)}
-            for name, shelf in shelves.items()
-        },
-    }
-    write_json(f"{output}.manifest.json", manifest)
     return manifest
 
 
@@ -205,40 +209,55 @@ def _named(row: dict[str, Any], name: str, turn: int) -> dict[str, Any]:
     return row
 
 
-def _shelve(source: MixSource, kind: str, path: Path) -> Shelf:
-    """Read a source once, into lines that can be reached by their place."""
-    name = source.format or one(source.path)
-    given = source.given or kind
+def _pairs_of(source: MixSource, kind: str) -> tuple[str, Pairs[Any]]:
+    """The name of the source's format, and its records or errors of the mixture's kind."""
+    name, given = source.format or one(source.path), source.given or kind
     if name == OWN:
-        pairs = of_kind(no_duplicates(record_pairs(source.path)), given, Counter())
+        pairs: Pairs[Any] = of_kind(no_duplicates(record_pairs(source.path)), given, Counter())
     else:
         chosen = choose(name, given)
         name = chosen.name
         pairs = unique_ids(chosen.pairs(source.path, **source.options))
-    if given == "example" and kind == "prompt":
+    if source.given is not None:
         pairs = as_prompts(pairs, source.length_class)
-    if source.images is not None:
-        pairs = existing(pairs, source.images)
+    return name, existing(pairs, source.images) if source.images is not None else pairs
+
+
+def _shelve(source: MixSource, kind: str, path: Path) -> Shelf:
+    """Read a source once, into lines that can be reached by their place."""
+    name, pairs = _pairs_of(source, kind)
     captions = read_captions(source.captions) if source.captions else None
-    starts, uncaptioned = array("q"), 0
+    excluded = set() if source.exclude is None else _questions(source.exclude)
+    starts, rejects = array("q"), Rejects()
+    uncaptioned = left_out = 0
     file = path.open("w+b")
-    for record in keep(pairs, max_bad=source.max_bad):
+    for record in keep(pairs, max_bad=source.max_bad, rejects=rejects):
+        if excluded and _question(record) in excluded:
+            left_out += 1
+            continue
         if captions is not None:
             known = with_captions(record, captions)
             uncaptioned += known is None
             record = known or record
         starts.append(file.tell())
         file.write(to_json(dump(_moved(record, source.image_prefix)), source.path).encode() + b"\n")
-    about: dict[str, Any] = {
+    if starts and uncaptioned == len(starts):
+        rule = f"no caption for any of the {uncaptioned} records"
+        raise DataError(rule, file=source.captions, mend="use the captions of these images (keys are names)")
+    about = {
         "path": source.path,
         "sha256": _hash(Path(source.path)),
         "format": name,
         "records": len(starts),
+        "bad": len(rejects.found),
+        **source.model_dump(include={"given", "image_prefix", "repeat"}, exclude_defaults=True),
     }
     if source.options:
-        about["options"] = source.options
+        about["options"] = {name: _told(value) for name, value in source.options.items()}
+    if source.exclude is not None:
+        about |= {"exclude": _told(source.exclude), "excluded": left_out}
     if captions is not None:
-        about |= {"captions": source.captions, "without_captions": uncaptioned}
+        about |= {"captions": _told(str(source.captions)), "without_captions": uncaptioned}
     return Shelf(file, starts, about)
 
 
@@ -247,6 +266,26 @@ def _moved(record: Any, prefix: str) -> Any:
         return record
     path = f"{prefix.rstrip('/')}/{record.image.path}"
     return record.model_copy(update={"image": Image(id=record.image.id, path=path)})
+
+
+def _question(record: Any) -> int:
+    """A hash of the picture's name and the first thing that is asked."""
+    return hash((None if record.image is None else file_name(record.image), texts(record)[0][0]))
+
+
+def _questions(path: str) -> set[int]:
+    """Those of every record of a file, in whatever format. DataError where it has none."""
+    name = one(path)
+    pairs: Pairs[Any] = record_pairs(path) if name == OWN else choose(name).pairs(path)
+    found = {_question(got) for _, got in pairs if isinstance(got, Example | Prompt | Preference)}
+    if not found:
+        raise DataError("no record in it to leave out", file=path, key="exclude", mend="check the file")
+    return found
+
+
+def _told(value: str) -> Any:
+    """An option as the manifest has it: with the hash of the file that it names, if it names one."""
+    return {"path": value, "sha256": _hash(Path(value))} if Path(value).is_file() else value
 
 
 def _hash(path: Path) -> str | None:

@@ -37,15 +37,16 @@ Rows = Iterable[dict[str, Any]]
 _UNFIT = (ValueError, TypeError, OverflowError, NotImplementedError)
 
 
-def write_parquet(path: str | Path, rows: Rows) -> int:
+def write_parquet(path: str | Path, rows: Rows, like: Sequence[dict[str, Any]] = ()) -> int:
     """Write rows as one Parquet file, atomically, a row group at a time; returns how many rows.
 
-    The first ``GROUP_ROWS`` settle the columns and their types. Raises DataError naming the first row that
-    does not fit them. In the columns ``image`` and ``images`` pictures are ``{"bytes", "path"}``, the bytes
-    raw (base64 is decoded), and the file says so to ``datasets``; where they are names alone they stay texts.
+    The first ``GROUP_ROWS``, and rows ``like`` those that may come, settle the columns and types. Raises
+    DataError naming the first row that does not fit them. In the columns ``image`` and ``images`` pictures
+    are ``{"bytes", "path"}``, the bytes raw (base64 is decoded), and the file says so to ``datasets``; where
+    they are names alone they stay texts.
     """
     with replacing_bytes(path) as part:
-        return sum(_write_files(lambda number: part, rows, str(path)))
+        return sum(_write_files(lambda number: part, rows, str(path), like=like))
 
 
 def write_dataset(
@@ -56,6 +57,7 @@ def write_dataset(
     split: str = "train",
     shard_rows: int = SHARD_ROWS,
     tags: Sequence[str] = ("multimodal",),
+    like: Sequence[dict[str, Any]] = (),
 ) -> int:
     """Write rows as a data set for ``datasets.load_dataset(folder)``; returns how many rows.
 
@@ -75,7 +77,7 @@ def write_dataset(
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     (part / "data").mkdir(parents=True)
     try:
-        counts = _write_files(lambda number: part / "data" / f"{number}", rows, str(folder), shard_rows)
+        counts = _write_files(lambda k: part / "data" / f"{k}", rows, str(folder), shard_rows, like)
         if not sum(counts):
             raise DataError("no rows", file=str(folder), mend="give at least one record")
         for number in range(len(counts)):
@@ -112,11 +114,15 @@ def _embedded(found: Any, root: str | Path | None, key: str, index: int) -> Any:
 
 
 def _write_files(
-    name: Callable[[int], Path], rows: Rows, told: str, shard_rows: int | None = None
+    name: Callable[[int], Path],
+    rows: Rows,
+    told: str,
+    shard_rows: int | None = None,
+    like: Sequence[dict[str, Any]] = (),
 ) -> list[int]:
     """Write rows to the files ``name(0)``, ``name(1)``, ...; returns how many rows each has.
 
-    All have the columns of the first group. An error names the file ``told``.
+    All have the columns of the first group and of ``like``. An error names the file ``told``.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -125,7 +131,7 @@ def _write_files(
     writer, columns = None, None
     try:
         for group in chain(_groups(rows), [[]]):
-            columns = columns or _Columns(group)
+            columns = columns or _Columns([*(_raw(row, 0) for row in like), *group])
             table = columns.table(group, sum(counts))
             # once for a file without rows, and again for as long as the group goes on in a further file
             while writer is None or table.num_rows:

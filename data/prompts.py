@@ -40,9 +40,13 @@ def short_answer(text: str) -> str:
 
 
 def as_prompts(pairs: Pairs, length_class: LengthClass = "general") -> Pairs:
-    """The examples of a reading pipeline as prompts; other records pass."""
+    """The examples of a reading pipeline as prompts; prompts pass, other records become errors."""
     for row, got in pairs:
-        if isinstance(got, DataError) or not isinstance(got, Example):
+        if isinstance(got, Example):
+            yield row, first_question(got, length_class)
+        elif isinstance(got, DataError | Prompt):
             yield row, got
         else:
-            yield row, first_question(got, length_class)
+            rule = f"a record of kind {getattr(got, 'kind', type(got).__name__)!r} is no conversation"
+            mend = "prompts are made of conversations (examples); leave out --prompts, or try --kind prompt"
+            yield row, row.locate(DataError(rule, mend=mend))

@@ -26,8 +26,21 @@ _NEEDED = {"file", "rule", "record"}
 _NO_OBJECT = "give an object with named keys"
 
 
+def shards(path: str | Path) -> list[Path]:
+    """The Parquet files of a folder, in order of their names, as the hub's data sets have them."""
+    return sorted(file for file in Path(path).rglob("*.parquet") if not file.name.startswith("."))
+
+
 def container(path: str | Path) -> str:
-    """What holds a file's rows: "parquet", "tsv", "array" or "lines". Raises DataError for no file."""
+    """What holds the rows: "parquet" (a file, or a folder of such), "tsv", "array" or "lines".
+
+    Raises DataError for no file, and for a folder without Parquet files.
+    """
+    if Path(path).is_dir():
+        if not shards(path):
+            mend = "give a file, or a folder of Parquet files"
+            raise DataError("a folder without Parquet files", file=str(path), mend=mend)
+        return "parquet"
     with open_file(path) as file:
         head = file.read(4096)
     if head.startswith(PARQUET):
@@ -82,7 +95,8 @@ def lines(path: str | Path) -> Iterator[tuple[Row, str | DataError]]:
             try:
                 text = data.decode("utf-8").strip()
             except UnicodeDecodeError as error:
-                row = Row(str(path), line=number, raw=data.decode("utf-8", "replace"))
+                # escaped, so that a rejects file keeps the byte, and the row stays bad until it is mended
+                row = Row(str(path), line=number, raw=data.decode("utf-8", "surrogateescape"))
                 rule = f"not UTF-8 (byte {error.start} of the line)"
                 yield row, row.locate(DataError(rule, mend="save the file as UTF-8"))
                 continue
@@ -141,12 +155,18 @@ def read_members(path: str | Path) -> Iterator[tuple[str | None, Row, Any]]:
 
 
 def _parquet(path: str | Path) -> Iterator[tuple[Row, Any]]:
+    for file in shards(path) if Path(path).is_dir() else [path]:
+        yield from _parquet_file(file)
+
+
+def _parquet_file(path: str | Path) -> Iterator[tuple[Row, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     index = 0
     try:
-        with pq.ParquetFile(path) as file:
+        # read as it is needed: else whole columns, pictures and all, are held
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             check_names(path, file.schema_arrow.names)
             for batch in file.iter_batches(BATCH):
                 for value in batch.to_pylist():

@@ -1,10 +1,15 @@
-"""What a data set holds, in figures: counts, lengths, pictures, balance of answers, duplicates, overlaps."""
+"""What a data set holds, in figures: counts, lengths, pictures, balance of answers, duplicates, overlaps.
+
+Records are taken one at a time: of each, its id, its lengths and hashes are kept, not its texts or pictures.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +21,10 @@ from data.schema import Example, Image, Preference, Prompt
 
 #: named duplicates and overlaps of each kind; all are counted
 NAMED = 5
+#: of those who show one picture, named
+SHOWN = 3
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
-
-
-@dataclass
-class Pictures:
-    """The pictures of one data set: under each key (a name, or the hash of a file) who shows it."""
-
-    names: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    hashes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+FACTS = ("captions", "rationales", "answer", "objects", "knowledge")
 
 
 def file_name(image: Image) -> str:
@@ -36,30 +36,165 @@ def file_name(image: Image) -> str:
     return re.sub(r"^COCO_(train|val|test)20\d\d_", "", stem)
 
 
-def pictures(records: Iterable[Any], images: str | Path | None) -> Pictures:
-    """Who shows which picture; hashes of the files where there is an image root."""
-    found = Pictures()
-    known: dict[str, str | None] = {}
+def identity(image: Image) -> str:
+    """What tells pictures of one data set apart: path, address, or the hash of the bytes."""
+    return image.path or image.url or hashlib.sha256(image.data or b"").hexdigest()
+
+
+@dataclass
+class Pictures:
+    """Who shows which picture: ids by the picture's name, and by the hash of its file."""
+
+    names: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    hashes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+
+@dataclass
+class Seen:
+    """What the first look at a picture found."""
+
+    digest: str | None = None
+    #: how many records show it
+    records: int = 0
+
+
+class Collector:
+    """The figures of a data set, from its records one by one. ``images``: the root of its pictures."""
+
+    def __init__(self, images: str | Path | None = None) -> None:
+        self.images = images
+        self.records = 0
+        self.counts: dict[str, Counter[str]] = defaultdict(Counter)
+        self.lengths: dict[str, array[int]] = defaultdict(lambda: array("q"))
+        self.facts: Counter[str] = Counter()
+        self.answers: dict[str, Counter[str]] = defaultdict(Counter)
+        self.seen: dict[str, Seen] = {}
+        self.sizes: dict[str, array[int]] = {"width": array("q"), "height": array("q")}
+        self.forms: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
+        self.unreadable: list[str] = []
+        self.shown: dict[str, Pictures] = defaultdict(Pictures)
+        #: hash of a text (with its picture) -> ids
+        self.wholes: dict[int, list[str]] = defaultdict(list)
+        self.texts: dict[int, list[str]] = defaultdict(list)
+
+    def add(self, record: Any) -> None:
+        """Take one example, prompt or preference."""
+        self.records += 1
+        for name in ("kind", "source", "split", "task"):
+            if (value := getattr(record, name, None)) is not None:
+                self.counts[name][str(value)] += 1
+        for name in FACTS:
+            self.facts[name] += bool(getattr(record.facts, name))
+        asked, said = texts(record)
+        self.lengths["turns"].append(len(asked) + (len(said) if isinstance(record, Example) else 0))
+        self.lengths["question words"].extend(len(text.split()) for text in asked)
+        self.lengths["answer words"].extend(len(text.split()) for text in said)
+        self._answers(record, said)
+        key = "" if record.image is None else self._picture(record)
+        text = "\n".join(" ".join(part.lower().split()) for part in (*asked, *said))
+        self.wholes[hash((key, text))].append(record.id)
+        self.texts[hash(text)].append(record.id)
+
+    def _answers(self, record: Any, said: Sequence[str]) -> None:
+        if isinstance(record, Prompt):
+            for name in ("answer_type", "length_class"):
+                self.answers[name][getattr(record, name)] += 1
+        elif isinstance(record, Preference):
+            best = record.preferred
+            self.answers["better"]["tie" if best is None else f"response {best + 1}"] += 1
+            if best is not None and len(said) == 2:
+                mine, other = (len(said[k].split()) for k in (best, 1 - best))
+                word = "longer" if mine > other else "shorter" if mine < other else "equal"
+                self.answers["better is"][word] += 1
+        else:
+            self.answers["short"].update(map(short_answer, said))
+
+    def _picture(self, record: Any) -> str:
+        """Take the record's picture; returns what tells it from others."""
+        image, key = record.image, identity(record.image)
+        if key not in self.seen:
+            self.seen[key] = Seen(self._look(image))
+        self.seen[key].records += 1
+        for part in ("", record.split or ""):
+            shown = self.shown[part]
+            shown.names[file_name(image)].append(record.id)
+            if self.seen[key].digest is not None:
+                shown.hashes[str(self.seen[key].digest)].append(record.id)
+            if not record.split:
+                break
+        return key
+
+    def _look(self, image: Image) -> str | None:
+        """Note size and form of a picture that can be had; returns the hash of its file."""
+        if image.url is not None or (self.images is None and image.data is None):
+            return None
+        try:
+            info = inspect_image(image, self.images)
+            digest = content_hash(image, self.images)
+        except DataError as error:
+            self.unreadable.append(str(error))
+            return None
+        self.sizes["width"].append(info.width)
+        self.sizes["height"].append(info.height)
+        self.forms[info.format] += 1
+        self.notes.update(re.sub(r"\d+ frames", "several frames", note) for note in info.notes)
+        return digest
+
+    def figures(self) -> dict[str, Any]:
+        """All figures as JSON values."""
+        found: dict[str, Any] = {"records": self.records}
+        found |= {name: dict(counted.most_common()) for name, counted in self.counts.items()}
+        found["lengths"] = {name: quantiles(values) for name, values in self.lengths.items() if values}
+        found["facts"] = {name: n for name, n in self.facts.items() if n}
+        found["answers"] = {name: dict(counted.most_common()) for name, counted in self.answers.items()}
+        found["images"] = self._image_figures()
+        found["duplicates"] = self._duplicates()
+        splits = {name: shown for name, shown in self.shown.items() if name}
+        between = {f"{a}, {b}": overlap(splits[a], splits[b]) for a, b in _couples(sorted(splits))}
+        between = {name: both for name, both in between.items() if any(w["pictures"] for w in both.values())}
+        return found | ({"splits_overlap": between} if between else {})
+
+    def _image_figures(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "records without": self.records - self.shown_records(),
+            "different": len(self.seen),
+            "records a picture": round(self.shown_records() / max(1, len(self.seen)), 2),
+        }
+        if not self.forms and not self.unreadable:
+            return found
+        found |= {name: quantiles(values) for name, values in self.sizes.items() if values}
+        found |= {"formats": dict(self.forms.most_common()), "notes": dict(self.notes.most_common())}
+        return found | {"unreadable": {"pictures": len(self.unreadable), "first": self.unreadable[:NAMED]}}
+
+    def shown_records(self) -> int:
+        """Records that show a picture."""
+        return sum(seen.records for seen in self.seen.values())
+
+    def _duplicates(self) -> dict[str, Any]:
+        """Records that say the same of one picture, texts that repeat, and picture files of equal content."""
+        found = {"records": _repeated(self.wholes.values()), "texts": _repeated(self.texts.values())}
+        files: dict[str, list[str]] = defaultdict(list)
+        for key, seen in self.seen.items():
+            if seen.digest is not None:
+                files[seen.digest].append(key)
+        return found | ({"picture files": _repeated(files.values())} if files else {})
+
+
+def stats(records: Iterable[Any], images: str | Path | None = None) -> dict[str, Any]:
+    """All figures of one data set; with the image root also of the files of its pictures."""
+    collector = Collector(images)
     for record in records:
-        image = getattr(record, "image", None)
-        if not isinstance(image, Image):
-            continue
-        found.names[file_name(image)].append(record.id)
-        if images is None and image.data is None:
-            continue
-        name = image.path or image.id
-        if name not in known:
-            known[name] = _hash(image, images)
-        if known[name] is not None:
-            found.hashes[str(known[name])].append(record.id)
-    return found
+        collector.add(record)
+    return collector.figures()
 
 
-def _hash(image: Image, images: str | Path | None) -> str | None:
-    try:
-        return content_hash(image, images)
-    except DataError:
-        return None  # counted as unreadable where sizes are
+def pictures(records: Iterable[Any], images: str | Path | None) -> Pictures:
+    """Who shows which picture; with the image root by the files' contents too."""
+    collector = Collector(images)
+    for record in records:
+        collector.add(record)
+    return collector.shown[""]
 
 
 def overlap(ours: Pictures, theirs: Pictures) -> dict[str, Any]:
@@ -68,34 +203,13 @@ def overlap(ours: Pictures, theirs: Pictures) -> dict[str, Any]:
     Names may agree by chance where both number their pictures from 1; equal contents do not.
     """
     found: dict[str, Any] = {}
-    for kind in ("names", "hashes"):
+    for kind, word in (("names", "by_name"), ("hashes", "by_content")):
         mine, other = getattr(ours, kind), getattr(theirs, kind)
         common = sorted(mine.keys() & other.keys())
-        found["by_name" if kind == "names" else "by_content"] = {
-            "pictures": len(common),
-            "first": [
-                {"picture": key, "here": mine[key][:3], "there": other[key][:3]} for key in common[:NAMED]
-            ],
-        }
-    return found
-
-
-def stats(records: Sequence[Any], images: str | Path | None = None) -> dict[str, Any]:
-    """All figures of one data set, as JSON values; with the image root also of the files of its pictures."""
-    found: dict[str, Any] = {"records": len(records)}
-    for name in ("kind", "source", "split", "task"):
-        counted = Counter(str(value) for r in records if (value := getattr(r, name, None)) is not None)
-        if counted:
-            found[name] = dict(counted.most_common())
-    found["lengths"] = {name: quantiles(values) for name, values in lengths(records).items() if values}
-    found["facts"] = facts(records)
-    found["answers"] = answers(records)
-    shown = pictures(records, images)
-    found["images"] = image_figures(records, images, shown)
-    found["duplicates"] = duplicates(records, shown)
-    between = between_splits(records, images)
-    if between:
-        found["splits_overlap"] = between
+        named = [
+            {"picture": key, "here": mine[key][:SHOWN], "there": other[key][:SHOWN]} for key in common[:NAMED]
+        ]
+        found[word] = {"pictures": len(common), "first": named}
     return found
 
 
@@ -103,19 +217,8 @@ def quantiles(values: Sequence[int]) -> dict[str, float]:
     """Smallest, quartiles, 95 %, largest and mean; the nearest value, not an interpolated one."""
     ordered = sorted(values)
     last = len(ordered) - 1
-    named = {f"{q:.0%}": ordered[round(q * last)] for q in QUANTILES}
+    named: dict[str, float] = {f"{q:.0%}": ordered[round(q * last)] for q in QUANTILES}
     return named | {"mean": round(sum(ordered) / len(ordered), 2)}
-
-
-def lengths(records: Iterable[Any]) -> dict[str, list[int]]:
-    """Turns, and words of questions and answers (of preferences: of all responses)."""
-    found: dict[str, list[int]] = {"turns": [], "question words": [], "answer words": []}
-    for record in records:
-        asked, said = texts(record)
-        found["turns"].append(len(asked) + (len(said) if isinstance(record, Example) else 0))
-        found["question words"] += [len(text.split()) for text in asked]
-        found["answer words"] += [len(text.split()) for text in said]
-    return found
 
 
 def texts(record: Any) -> tuple[list[str], list[str]]:
@@ -128,104 +231,13 @@ def texts(record: Any) -> tuple[list[str], list[str]]:
     return asked, [m.content for m in record.messages if m.role == "assistant"]
 
 
-def facts(records: Iterable[Any]) -> dict[str, int]:
-    """In how many records there are facts of each kind."""
-    held: Counter[str] = Counter()
-    for record in records:
-        for name in ("captions", "rationales", "answer", "objects", "knowledge"):
-            held[name] += bool(getattr(record.facts, name))
-    return {name: n for name, n in held.items() if n}
-
-
-def answers(records: Iterable[Any]) -> dict[str, Any]:
-    """How answers are balanced: yes, no and options; of preferences, where the better response stands."""
-    plain: Counter[str] = Counter()
-    types: dict[str, Counter[str]] = {"answer_type": Counter(), "length_class": Counter()}
-    places: Counter[str] = Counter()
-    longer: Counter[str] = Counter()
-    for record in records:
-        if isinstance(record, Prompt):
-            for name, counted in types.items():
-                counted[getattr(record, name)] += 1
-        elif isinstance(record, Preference):
-            best = record.preferred
-            places["tie" if best is None else f"response {best + 1}"] += 1
-            if best is not None and len(record.responses) == 2:
-                mine, other = (len(record.responses[k].text.split()) for k in (best, 1 - best))
-                longer["longer" if mine > other else "shorter" if mine < other else "equal"] += 1
-        else:
-            plain.update(map(short_answer, texts(record)[1]))
-    found = {"short": plain, **types, "better": places, "better is": longer}
-    return {name: dict(counted.most_common()) for name, counted in found.items() if counted}
-
-
-def image_figures(records: Sequence[Any], images: str | Path | None, shown: Pictures) -> dict[str, Any]:
-    """How many pictures, and with an image root their sizes, forms and those that cannot be read."""
-    pictured = [r for r in records if getattr(r, "image", None) is not None]
-    found: dict[str, Any] = {
-        "records without": len(records) - len(pictured),
-        "different": len(shown.names),
-        "records a picture": round(len(pictured) / max(1, len(shown.names)), 2),
-    }
-    if images is None and all(r.image.data is None for r in pictured):
-        return found
-    sizes: dict[str, list[int]] = {"width": [], "height": []}
-    forms: Counter[str] = Counter()
-    notes: Counter[str] = Counter()
-    unreadable: list[str] = []
-    for image in {(r.image.path or r.image.id): r.image for r in pictured}.values():
-        try:
-            info = inspect_image(image, images)
-        except DataError as error:
-            unreadable.append(str(error))
-            continue
-        sizes["width"].append(info.width)
-        sizes["height"].append(info.height)
-        forms[info.format] += 1
-        notes.update(re.sub(r"\d+ frames", "several frames", note) for note in info.notes)
-    found |= {name: quantiles(values) for name, values in sizes.items() if values}
-    found |= {"formats": dict(forms.most_common()), "notes": dict(notes.most_common())}
-    return found | {"unreadable": {"pictures": len(unreadable), "first": unreadable[:NAMED]}}
-
-
-def duplicates(records: Sequence[Any], shown: Pictures) -> dict[str, Any]:
-    """Records that say the same of one picture, texts that repeat, and picture files of equal content."""
-    whole: dict[str, list[str]] = defaultdict(list)
-    said: dict[str, list[str]] = defaultdict(list)
-    for record in records:
-        asked, answered = texts(record)
-        text = "\n".join(" ".join(part.lower().split()) for part in (*asked, *answered))
-        image = "" if record.image is None else file_name(record.image)
-        whole[f"{image}\n{text}"].append(record.id)
-        said[text].append(record.id)
-    found = {"records": whole, "texts": said}
-    counted = {name: _repeated(groups) for name, groups in found.items()}
-    if shown.hashes:
-        # one file under one name is no duplicate, however many records show it
-        names = {i: file_name(r.image) for r in records if r.image is not None for i in [r.id]}
-        groups = {key: list({names[i]: i for i in ids}.values()) for key, ids in shown.hashes.items()}
-        counted["picture files"] = _repeated(groups)
-    return counted
-
-
-def _repeated(groups: Mapping[str, list[str]]) -> dict[str, Any]:
-    several = [ids for ids in groups.values() if len(ids) > 1]
+def _repeated(groups: Iterable[list[str]]) -> dict[str, Any]:
+    several = [ids for ids in groups if len(ids) > 1]
     return {
         "groups": len(several),
         "in them": sum(map(len, several)),
-        "first": [ids[:4] for ids in several[:NAMED]],
+        "first": [ids[: SHOWN + 1] for ids in several[:NAMED]],
     }
-
-
-def between_splits(records: Sequence[Any], images: str | Path | None) -> dict[str, Any]:
-    """Pictures that stand in two splits of this data set, for each two; only splits that overlap."""
-    parts: dict[str, list[Any]] = defaultdict(list)
-    for record in records:
-        if getattr(record, "split", None):
-            parts[record.split].append(record)
-    shown = {name: pictures(part, images) for name, part in parts.items()}
-    found = {f"{a}, {b}": overlap(shown[a], shown[b]) for a, b in _couples(sorted(shown))}
-    return {name: both for name, both in found.items() if any(way["pictures"] for way in both.values())}
 
 
 def _couples(names: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -231,11 +231,16 @@ def coco_truth(instances: str | Path, captions: str | Path | None, words: Vocabu
         number = need(image, "id", int, "images")
         files[number], found[number] = need(image, "file_name", str, "images"), set()
     for note in whole["annotations"]:
-        found.setdefault(note["image_id"], set()).add(names[note["category_id"]])
+        kind = need(note, "category_id", int, "annotations")
+        if kind not in names:
+            rule = f"category {kind} is not among the categories"
+            raise DataError(rule, file=str(instances), key="annotations", mend="give COCO's own file")
+        found.setdefault(need(note, "image_id", int, "annotations"), set()).add(names[kind])
     if captions is not None:
         for note in _coco(captions, ("annotations",))["annotations"]:
-            if note["image_id"] in found:
-                found[note["image_id"]] |= set(words.mentions(note["caption"]))
+            number = need(note, "image_id", int, "annotations")
+            if number in found:
+                found[number] |= set(words.mentions(need(note, "caption", str, "annotations")))
     return {str(number): CocoImage(file, frozenset(found[number])) for number, file in files.items()}
 
 

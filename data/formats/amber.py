@@ -176,7 +176,7 @@ AMBER = Format(
     reader=_folder,
     family="amber",
     holder="folder",
-    needs=frozenset({"annotations.json", "query_generative.json"}),
+    needs=frozenset({"annotations.json", "relation.json"}),
     keys=frozenset({"id", "image", "query", "type", "truth"}),
 )
 

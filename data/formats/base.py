@@ -45,6 +45,8 @@ class Format:
     options: Mapping[str, str] = field(default_factory=dict)
     #: those of ``options`` without which nothing can be read
     required: frozenset[str] = frozenset()
+    #: a record that fills every column, where pictures can stand in the rows as bytes: for Parquet's schema
+    sample: Any = None
     #: one object a line (else one JSON array); a target named .jsonl gets lines in any case
     lines: bool = False
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from data.formats import samples
 from data.formats.base import (
     MARKER,
     Format,
@@ -81,6 +82,7 @@ LLAVA = Format(
     family="llava",
     needs=frozenset({"conversations"}),
     keys=frozenset({"id", "image", "conversations"}),
+    sample=samples.EXAMPLE,
 )
 
 

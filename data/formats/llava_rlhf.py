@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data.formats import samples
 from data.formats.base import Format, build, image_name, need, pair_of, row_id
 from data.formats.llava import parse_turns, turns_to_json
 from data.formats.pictures import parse_picture
@@ -49,7 +50,8 @@ def _preference(row: Row, value: dict[str, Any]) -> Preference:
     meta: dict[str, Any] = {}
     if messages and messages[-1].role == "assistant":
         meta[REPLACED] = messages.pop().content
-    if "hallucination" in value:
+    # Parquet has a null where a row has no flag
+    if value.get("hallucination") is not None:
         meta[HALLUCINATION_FLAG] = need(value, "hallucination", bool)
     choice = need(value, "preference", int)
     if choice not in (1, 2):
@@ -68,7 +70,7 @@ def _preference(row: Row, value: dict[str, Any]) -> Preference:
 
 def _response(value: dict[str, Any], key: str) -> Response:
     output = need(value, key, dict)
-    speaker = output.get("from", _DEFAULT_SPEAKER)
+    speaker = _DEFAULT_SPEAKER if output.get("from") is None else output["from"]
     model = None if speaker == _DEFAULT_SPEAKER else need(output, "from", str, key)
     return build(Response, text=need(output, "value", str, key), model=model)
 
@@ -137,7 +139,9 @@ BONUS: dict[LengthClass, float] = {"general": 1.0, "detail": 4.0, "complex": -0.
 def _prompt_row(record: Prompt) -> dict[str, Any]:
     image = {"image": image_name(record.image)} if record.image is not None else {}
     asked = [Message(role="user", content=record.question)]
-    captions = {"captions": record.facts.captions} if record.facts.captions else {}
+    # as the reference has them, see ``_prompt``
+    texts = record.facts.rationales if record.answer_type in CHOICES else record.facts.captions
+    captions = {"captions": texts} if texts else {}
     return {
         "id": record.id,
         **image,
@@ -229,6 +233,7 @@ PREFERENCES = Format(
     family="llava_rlhf",
     needs=frozenset({"conversations", "output_1", "output_2", "preference"}),
     keys=frozenset({"id", "image", "conversations", "output_1", "output_2", "preference", "hallucination"}),
+    sample=samples.PREFERENCE,
 )
 
 PROMPTS = Format(
@@ -240,6 +245,7 @@ PROMPTS = Format(
     family="llava_rlhf",
     needs=frozenset({"conversations", "caption_type"}),
     keys=frozenset({"id", "image", "conversations", "captions", "caption_type", "length_bonus"}),
+    sample=samples.PROMPT,
 )
 
 

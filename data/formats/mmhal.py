@@ -37,7 +37,9 @@ class MmhalItem(BaseModel):
 
 
 def _item(row: Row, value: dict[str, Any]) -> MmhalItem:
-    return build(MmhalItem, **{**value, "index": row.number})
+    # Parquet has a null where a file has no answer yet
+    given = {k: v for k, v in value.items() if not (k == "model_answer" and v is None)}
+    return build(MmhalItem, **{**given, "index": row.number})
 
 
 def _prompt(row: Row, value: dict[str, Any]) -> Prompt:

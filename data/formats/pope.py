@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -93,11 +94,28 @@ POPE = Format(
     lines=True,
 )
 
+
+def _prompt_row(record: Prompt) -> dict[str, Any]:
+    """A yes/no prompt as a question. DataError for one without an answer, a number or a picture's path."""
+    if record.answer_type not in ("yes", "no"):
+        mend = "POPE holds questions whose answer is yes or no"
+        raise DataError(f"answer type {record.answer_type!r}", key="answer_type", mend=mend)
+    if not re.fullmatch(r"[0-9]{1,18}", record.id):
+        raise DataError(f"{record.id!r} is no number", key="id", mend="POPE numbers its questions")
+    if record.image is None or record.image.path is None:
+        raise DataError("no picture given by its path", key="image", mend="give the file's name")
+    row = {"question_id": int(record.id), "image": record.image.path, "text": record.question}
+    return row | {"label": record.answer_type}
+
+
 PROMPTS = Format(
     name="pope_prompts",
     kind="prompt",
-    doc="POPE questions as prompts: the label is the answer, and a fact",
+    doc="POPE questions as prompts: the label is the answer, and a fact (JSON lines)",
+    parse=lambda row, value: _prompt(_item(row, value)),
     reader=_prompts,
+    row=_prompt_row,
+    lines=True,
     family="pope",
     needs=POPE.needs,
     keys=frozenset({"question_id", "image", "text", "label", "split"}),

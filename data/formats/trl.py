@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import parse_json, whole_text
+from data.formats import samples
 from data.formats.base import (
     Format,
     build,
@@ -268,6 +269,7 @@ PREFERENCES = Format(
     family="trl",
     needs=frozenset({"chosen", "rejected"}),
     keys=_SHARED | {"prompt", "chosen", "rejected", "choices", "annotator", "meta"},
+    sample=samples.PREFERENCE,
     lines=True,
 )
 
@@ -280,6 +282,7 @@ CONVERSATIONS = Format(
     family="trl",
     needs=frozenset({"messages"}),
     keys=_OF_EXAMPLES | {"messages"},
+    sample=samples.EXAMPLE,
     lines=True,
 )
 
@@ -292,6 +295,7 @@ COMPLETIONS = Format(
     family="trl",
     needs=frozenset({"prompt", "completion"}),
     keys=_OF_EXAMPLES | {"prompt", "completion"},
+    sample=samples.EXAMPLE,
     lines=True,
 )
 

@@ -127,7 +127,9 @@ def _read_questions(path: str | Path, answers: dict[Id, str | None]) -> Errors:
         except DataError as error:
             yield row, row.locate(error)
     if len(seen) > len(asked):
-        log.info("%s: %d of %d questions are yes/no questions", path, len(asked), len(seen))
+        # a warning, because it is shown: this is most of the file
+        log.warning("%s: %d of %d questions are answered by yes or no, the others left out",
+                    path, len(asked), len(seen))  # fmt: skip
     return _Asked(asked, subtype)
 
 
@@ -157,7 +159,9 @@ def _asked(path: str | Path, annotations: str | Path, image_name: str, balance: 
     if balance == "false":
         return asked
     kept = _balanced(asked.questions)
-    log.info("%s: %d of %d yes/no questions are kept (balanced)", path, len(kept), len(asked.questions))
+    if len(kept) < len(asked.questions):
+        words = "%s: %d of %d yes/no questions are kept, as many yes as no (balance=false keeps all)"
+        log.warning(words, path, len(kept), len(asked.questions))
     return _Asked(kept, asked.subtype)
 
 

@@ -32,7 +32,7 @@ def test_recipe_parses(name: str) -> None:
 def test_mixtures_parse_and_name_known_formats(name: str) -> None:
     settings = resolve(MixSettings, shipped.RECIPES / name)
     for source in settings.sources.values():
-        fmt = choose(source.format or "", settings.kind)
+        fmt = choose(source.format or "", source.given or settings.kind)
         assert fmt.name == source.format
         assert fmt.required <= source.options.keys() <= fmt.options.keys()
 

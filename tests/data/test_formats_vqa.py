@@ -115,11 +115,11 @@ def test_every_yes_no_question_without_balance(tmp_path: Path, caplog: pytest.Lo
         nine, giraffe = vqa.EXAMPLES.read(questions, strict=True, options=options)
     assert [m.content for m in nine.messages[2:]] == ["Is there bread?", "Yes", "Is there meat?", "No"]
     assert (nine.image, len(giraffe.messages)) == (image("9.png"), 6)
-    assert "6 of 7 questions are yes/no questions" in caplog.text and "balanced" not in caplog.text
+    assert "6 of 7 questions are answered by yes or no" in caplog.text and "balance=false" not in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO):
         vqa.read(questions, annotations)
-    assert "4 of 6 yes/no questions are kept (balanced)" in caplog.text
+    assert "4 of 6 yes/no questions are kept, as many yes as no" in caplog.text
 
 
 def test_a_prompt_a_question_with_its_answer_as_type_and_fact(tmp_path: Path) -> None:
