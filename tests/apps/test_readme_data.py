@@ -16,7 +16,9 @@ import pytest
 from PIL import Image as Pil
 
 from apps import cli
+from data.detect import detect
 from data.formats import FORMATS
+from data.jsonl import read_records
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 _SECTION = README.read_text("utf-8").split("\n## Data\n")[1].split("\n## ")[0]
@@ -86,6 +88,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             {"id": 1, "type": "generative", "truth": ["dog"], "hallu": ["cat"]},
             {"id": 2, "type": "discriminative-hallucination", "truth": "yes"},
         ],
+        "AMBER/relation.json": {},
         "AMBER/query_generative.json": [{"id": 1, "image": "AMBER_1.jpg", "query": "Describe this image."}],
         "AMBER/query_discriminative.json": [{"id": 2, "image": "AMBER_1.jpg", "query": "Is there a dog?"}],
     }
@@ -123,27 +126,50 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_table_names_every_format() -> None:
-    assert len(TABLE) >= 20
-    families = {fmt.family or fmt.name for fmt in FORMATS.values()}
-    commands = " ".join(command for _, command in TABLE)
-    named = {"llava", "llava_rlhf", "trl", "rlhf_v", "coco", "vqa_v2", "a_okvqa", "flickr30k", "pope"}
-    named |= {"mmhal", "amber", "llava_bench", "mmbench"}
-    assert families == named, f"a new family needs a row of the README's table: {sorted(families - named)}"
-    assert "--to trl" in commands
+def test_the_table_names_every_family(files: Path) -> None:
+    """Each format's family is what some command of the table reads or writes."""
+    used = set()
+    for _, command in TABLE:
+        words = shlex.split(command)
+        source = words[words.index("--format") + 1] if "--format" in words else detect(words[3])[0].name
+        target = words[words.index("--to") + 1] if "--to" in words else "schema"
+        used |= {FORMATS[name].family or name for name in (source, target) if name in FORMATS}
+    assert used == {fmt.family or fmt.name for fmt in FORMATS.values()}
+
+
+#: kinds that the commands make where they do not make conversations
+KINDS = {"prompt": ("prompts", "pope", "mmhal", "amber", "bench"), "preference": ("pairs",)}
 
 
 @pytest.mark.parametrize(("name", "command"), TABLE, ids=[name for name, _ in TABLE])
 def test_the_command_works(name: str, command: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(command)[1:]
-    if "--dataset" in words:  # the table's DIR is the pictures' in one place, the new folder in the other
-        words[words.index("DIR")] = "NEW"
     if words[1] == "convert" and Path(words[3]).exists():
         words.append("--force")
     assert cli.main(words) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
-    if words[1] == "convert":
-        assert re.search(r"^[1-9]\d* records written", said, re.MULTILINE)
-        assert Path(words[3]).exists()
-    else:
+    if words[1] != "convert":
         assert "1 good, 0 bad" in said
+        return
+    assert re.search(r"^[1-9]\d* records written", said, re.MULTILINE)
+    target = Path(words[3])
+    if "--to" not in words:
+        kinds = {record.kind for record in read_records(target)}
+        wanted = [kind for kind, stems in KINDS.items() if target.stem in stems]
+        assert kinds == {wanted[0] if wanted else "example"}
+    else:
+        # and back, to as many records as were given
+        assert cli.main(["data", "convert", str(target), "back.jsonl"]) == 0, capsys.readouterr().err
+        assert len(read_records("back.jsonl")) == 1
+
+
+def test_a_data_set_s_folder_holds_the_pictures(files: Path) -> None:
+    words = ["data", "convert", "sft.jsonl", "SET", "--to", "trl_messages", "--images", "DIR", "--dataset"]
+    assert cli.main(words) == 0
+    assert cli.main(["data", "convert", "SET", "back.jsonl"]) == 0
+    (back,) = read_records("back.jsonl", "example")
+    assert back.image.data == _png() and back.messages[1].content == "A dog."
+    saved = ["data", "convert", "SET", "llava.json", "--to", "llava", "--save-images", "pictures"]
+    assert cli.main(saved) == 0
+    (row,) = json.loads((files / "llava.json").read_text())
+    assert (files / "pictures" / row["image"]).read_bytes() == _png()
