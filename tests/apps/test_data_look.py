@@ -121,3 +121,88 @@ def test_parquet_and_a_data_set_s_folder(
     capsys.readouterr()
     assert align("convert", words[0], folder / "y.parquet", "--max-bad", 0.5) == 2
     assert "add --to trl" in capsys.readouterr().err
+
+
+def test_no_output_replaces_an_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, text = folder / "llava.json", (folder / "llava.json").read_bytes()
+    spelled = folder / "." / ".." / folder.name / "llava.json"
+    for words in (
+        ("validate", source, "--rejects", spelled),
+        ("convert", source, folder / "o.jsonl", "--rejects", spelled),
+        ("convert", source, spelled, "--force"),
+        ("stats", source, "--json", spelled),
+        ("show", source, "--output", spelled),
+    ):
+        assert align(*words) == 2, words
+        assert "it is another of the command's files" in capsys.readouterr().err
+    assert source.read_bytes() == text
+    (folder / "mended.jsonl").write_text("by hand")
+    assert align("convert", source, folder / "o.jsonl", "--rejects", folder / "mended.jsonl") == 2
+    assert (folder / "mended.jsonl").read_text() == "by hand"
+
+
+def test_a_kind_that_the_format_has_not_is_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert align("convert", folder / "llava.json", folder / "o.jsonl", "--kind", "preference") == 2
+    assert "gives 'example' records, not 'preference'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        align("convert", folder / "llava.json", folder / "o.jsonl", "--kind", "exmaple")
+
+
+def test_prompts_are_made_of_conversations_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pope = folder / "coco_pope_random.json"
+    assert align("convert", pope, folder / "p.jsonl", "--prompts") == 0
+    assert [record.answer_type for record in read_records(folder / "p.jsonl", "prompt")] == ["no", "yes"]
+    row = {"id": "1", "prompt": "Q", "chosen": "A", "rejected": "B"}
+    (folder / "pairs.jsonl").write_text(json.dumps(row))
+    assert align("convert", folder / "pairs.jsonl", folder / "q.jsonl", "--prompts") == 2
+    assert "prompts" in capsys.readouterr().err and not (folder / "q.jsonl").exists()
+
+
+def test_captions_that_match_no_picture_are_an_error(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = folder / "captions.json"
+    captions.write_text(json.dumps({"other.png": ["c"]}))
+    words = (folder / "llava.json", folder / "o.jsonl", "--max-bad", 0.5, "--captions", captions)
+    assert align("convert", *words) == 2
+    assert "no caption for any of the 4 images" in capsys.readouterr().err
+    assert not (folder / "o.jsonl").exists()
+    captions.write_text(json.dumps({"0.png": ["c"]}))
+    assert align("convert", *words) == 0
+    assert "captions found for 1 records, none for 3" in capsys.readouterr().out
+
+
+def test_columns_that_come_late_are_in_the_layout(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Facts, and even pictures, in the last of more rows than settle Parquet's columns."""
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    rows = [{"kind": "example", "id": str(k), "messages": turns} for k in range(1005)]
+    rows[-1] |= {"image": {"id": "0.png", "path": "0.png"}, "facts": {"captions": ["c"], "answer": "a"}}
+    (folder / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = (folder / "own.jsonl", folder / "o.parquet", "--to", "trl_messages", "--images", folder)
+    assert align("convert", *words) == 0, capsys.readouterr().err
+    assert align("convert", folder / "o.parquet", folder / "back.jsonl") == 0
+    back = read_records(folder / "back.jsonl", "example")
+    assert len(back) == 1005 and back[0].image is None and not back[0].facts
+    assert back[-1].facts.captions == ["c"] and back[-1].facts.answer == "a"
+    assert back[-1].image.data == (folder / "0.png").read_bytes()
+    capsys.readouterr()
+    pope = ("convert", folder / "coco_pope_random.json", folder / "p.parquet", "--to", "pope")
+    assert align(*pope, "--images", folder) == 2
+    assert "names pictures, and holds none" in capsys.readouterr().err
+
+
+def test_mix_leaves_out_what_another_file_has(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = f"sources.a.path={folder}/llava.json"
+    assert (
+        align("mix", f"output={folder}/sft.jsonl", source, "sources.a.max_bad=0.5", "sources.a.count=3") == 0
+    )
+    words = [f"output={folder}/rl.jsonl", "kind=prompt", source, "sources.a.given=example"]
+    words += ["sources.a.max_bad=0.5", f"sources.a.exclude={folder}/sft.jsonl"]
+    assert align("mix", *words) == 0
+    (left,) = read_records(folder / "rl.jsonl", "prompt")
+    assert left.id not in {record.id for record in read_records(folder / "sft.jsonl")}
+    source = read_json(folder / "rl.jsonl.manifest.json")["sources"]["a"]
+    assert (source["excluded"], source["bad"], source["given"]) == (3, 2, "example")
+    assert source["exclude"]["sha256"]
+    assert align("mix", f"output={folder}/x.jsonl", f"sources.a.path={folder}/llava.json", "kind=pope") == 2
+    assert "kind" in capsys.readouterr().err

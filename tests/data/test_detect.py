@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data.detect import OWN, describe, detect, one
 from data.formats import FORMATS
-from data.jsonl import DataError, write_records
+from data.jsonl import DataError, read_rows, write_records
 from data.schema import Prompt
 
 
@@ -34,6 +36,22 @@ def test_keys_that_some_rows_lack_do_not_count(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps([{"conversations": [], "caption_type": 1}, {"conversations": []}]))
     assert names(path) == ["llava"]
+
+
+def test_one_bad_row_does_not_hide_what_a_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"conversations": []}] * 9 + [{"conversation": []}]))
+    assert names(path) == ["llava"]
+    assert "have conversations (9 of 10)" in describe(detect(path))
+
+
+def test_a_folder_of_parquet_shards(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for number in (1, 0):
+        rows = [{"images": [], "messages": [{"role": "user", "content": f"Q{number}"}]}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"data/train-{number}.parquet")
+    assert names(tmp_path) == ["trl_messages"]
+    assert [row["messages"][0]["content"] for _, row in read_rows(tmp_path)] == ["Q0", "Q1"]
 
 
 def test_our_own_records(tmp_path: Path) -> None:

@@ -263,3 +263,22 @@ def test_nothing_in_data_imports_torch() -> None:
         "bad = {'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_many_duplicates_are_told_in_time(tmp_path: Path) -> None:
+    """The first place is looked for for the first of them alone."""
+    path = tmp_path / "a.jsonl"
+    line = '{"kind": "prompt", "id": "%d", "question": "Q"}\n'
+    path.write_text("".join(line % k for k in range(300)) * 2)
+    errors = [got for _, got in no_duplicates(record_pairs(path)) if isinstance(got, DataError)]
+    assert len(errors) == 300
+    assert errors[0].rule == f"duplicate id '0' (first in {path}:1)"
+    assert errors[99].rule.endswith(":100)") and errors[299].rule == "duplicate id '299'"
+
+
+def test_lines_that_are_no_text_stay_bad_when_they_are_read_back(tmp_path: Path) -> None:
+    path, rejects = tmp_path / "a.jsonl", tmp_path / "r.jsonl"
+    path.write_bytes(b'{"kind": "prompt", "id": "1", "question": "caf\xe9"}\n' + b"[" * 100_000 + b"\n")
+    assert read_records(path, max_bad=1, rejects=rejects) == []
+    assert len(rejects.read_text().splitlines()) == 2
+    assert read_records(rejects, max_bad=1) == []

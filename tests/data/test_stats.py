@@ -47,6 +47,20 @@ def test_counts_lengths_and_answers() -> None:
     assert "splits_overlap" not in found
 
 
+def test_embedded_pictures_of_one_name_are_told_apart(root: Path) -> None:
+    turns = [Message(role="user", content="Q"), Message(role="assistant", content="A")]
+    records = [
+        Example(
+            id=name, image=Image(id="image.png", data=(root / f"{name}.png").read_bytes()), messages=turns
+        )
+        for name in "abc"
+    ]
+    found = stats(records)
+    # a.png and c.png are equal
+    assert found["images"]["different"] == 2 and found["images"]["records a picture"] == 1.5
+    assert found["duplicates"]["records"] == {"groups": 1, "in them": 2, "first": [["a", "c"]]}
+
+
 def test_prompts_and_preferences() -> None:
     ask = [Message(role="user", content="Q")]
     said = [Response(text="a long answer"), Response(text="short")]
