@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def detect(path: str | Path) -> list[Found]:
     Raises:
         DataError: there is no such file, or it cannot be read.
     """
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         names = {entry.name for entry in Path(path).iterdir()}
         found = _fits("folder", [names], "a folder that holds")
         if found or not shards(path):

@@ -9,6 +9,7 @@ import base64
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def container(path: str | Path) -> str:
 
     Raises DataError for no file, and for a folder without Parquet files.
     """
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         if not shards(path):
             mend = "give a file, or a folder of Parquet files"
             raise DataError("a folder without Parquet files", file=str(path), mend=mend)
@@ -155,7 +156,7 @@ def read_members(path: str | Path) -> Iterator[tuple[str | None, Row, Any]]:
 
 
 def _parquet(path: str | Path) -> Iterator[tuple[Row, Any]]:
-    for file in shards(path) if Path(path).is_dir() else [path]:
+    for file in shards(path) if os.path.isdir(path) else [path]:
         yield from _parquet_file(file)
 
 

@@ -187,7 +187,7 @@ def test_parquet_with_what_json_lacks(tmp_path: Path) -> None:
     (got,) = aokvqa.read(path, strict=True)
     assert [m.content for m in got.messages[1::2]] == ["D", "B"]
     parquet.write_table(arrow.Table.from_pylist([row(question=b"What?")]), path)
-    with pytest.raises(DataError, match="a bytes, which JSON does not have") as caught:
+    with pytest.raises(DataError, match="a bytes, where a string is needed") as caught:
         aokvqa.read(path, strict=True)
     assert (caught.value.index, caught.value.key) == (0, "question")
 

@@ -100,7 +100,7 @@ def test_images_that_no_stage_could_open_are_bad_records(tmp_path: Path, root: P
         f"{path}:2: image: 'page.jpg' cannot be decoded (no known image format); "
         "replace the file; it is damaged or no image"
     )
-    assert ":3: image: 'empty.png' cannot be decoded" in told[1]
+    assert ":3: image: image 'empty' is empty (0 bytes)" in told[1]
     assert ":4: image: 'bytes' cannot be decoded" in told[2]
     assert told[3] == (
         f"{path}:5: image.url: {url!r} is a URL, and URLs are not fetched here; "
