@@ -116,7 +116,7 @@ def mix(settings: MixSettings) -> dict[str, Any]:
     """
     output = Path(settings.output)
     with TemporaryDirectory() as folder:
-        shelves = {}
+        shelves: dict[str, Shelf] = {}
         for name, source in settings.sources.items():
             try:
                 shelves[name] = _shelve(source, settings.kind, Path(folder) / f"{len(shelves)}.jsonl")

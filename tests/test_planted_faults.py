@@ -252,7 +252,7 @@ FAULTS = [
           "if not full.is_relative_to(base):", "if False:",
           test_images.test_a_link_out_of_the_root_is_refused_and_one_inside_is_not),
     Fault("bad records are never too many", jsonl.keep,
-          "if len(bad) > max_bad", "if False and len(bad) > max_bad",
+          "if bad > max_bad", "if False and bad > max_bad",
           test_jsonl.test_one_percent_bad_is_tolerated_and_more_is_not),
     Fault("silence wins", annotators.Labeler.choose,
           "a.false != b.false and floor", "a.false != b.false",
