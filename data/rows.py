@@ -202,7 +202,7 @@ def _tsv(path: str | Path) -> Iterator[tuple[Row, Any]]:
                 if not cells:
                     continue
                 held = dict(zip(names, cells)) if len(cells) <= len(names) else cells
-                row = Row(str(path), index=number, raw=held)
+                row = Row(str(path), line=rows.line_num, index=number, raw=held)
                 yield row, _tsv_row(row, names, cells)
         except csv.Error as error:
             place: dict[str, Any] = {"file": str(path), "line": rows.line_num}

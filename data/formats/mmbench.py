@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-import csv
-import sys
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.formats.base import Format, build, by_row
-from data.jsonl import DataError, Pairs, Row, read_text
+from data.jsonl import DataError, Pairs, Row
 from data.schema import AnswerType, Image, Prompt
 
 LETTERS = "ABCDEFGH"
@@ -32,8 +31,8 @@ class Choice:
     id: str
     question: str
     options: tuple[str, ...]
-    #: index of the right option
-    answer: int
+    #: index of the right option; None where the file keeps it back, which ``read_questions`` refuses
+    answer: int | None
     category: str = ""
     hint: str = ""
     image: Image | None = field(default=None, repr=False)
@@ -42,11 +41,13 @@ class Choice:
         """The options moved on by ``by`` places, and the letter that is then right."""
         n = len(self.options)
         options = tuple(self.options[(k + by) % n] for k in range(n))
+        assert self.answer is not None, self.id
         return options, LETTERS[(self.answer - by) % n]
 
     def prompt(self, by: int) -> str:
         """The question as a model is asked it."""
-        return asked(self.question, self.rotated(by)[0], self.hint)
+        n = len(self.options)
+        return asked(self.question, [self.options[(k + by) % n] for k in range(n)], self.hint)
 
 
 def asked(question: str, options: Sequence[str], hint: str) -> str:
@@ -57,47 +58,56 @@ def asked(question: str, options: Sequence[str], hint: str) -> str:
 
 
 def read_questions(path: str | Path, *, limit: int | None = None) -> tuple[Choice, ...]:
-    """All questions with their answers, from a TSV file.
+    """All questions with their answers.
 
     Raises:
-        DataError: with the line, for a missing column, fewer than two options, an answer that is none of
+        DataError: at its row, for a missing column, fewer than two options, an answer that is none of
             them, an index that stands twice, or a picture that is not base64.
     """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     found: list[Choice] = []
-    pictures: dict[str, Image | None] = {}
-    reader = csv.DictReader(read_text(path).splitlines(keepends=True), delimiter="\t")
-    try:
-        need = {"index", "question", "A", "B", "answer"}
-        if missing := sorted(need - set(reader.fieldnames or ())):
-            mend = f"give MMBench's TSV, with {', '.join(sorted(need))}"
-            raise DataError(f"no column {missing[0]!r}", file=str(path), line=1, mend=mend)
-        for row in reader:
-            if limit is not None and len(found) == limit:
-                break
-            try:
-                choice = _choice(row, pictures)
-            except DataError as error:
-                raise Row(str(path), line=reader.line_num).locate(error) from None
-            found.append(choice)
-            pictures[choice.id] = choice.image
-    except csv.Error as error:
-        raise DataError(f"not a TSV file ({error})", file=str(path), mend="give MMBench's TSV") from None
+    for row, got in itertools.islice(_choices(path), limit):
+        if isinstance(got, DataError):
+            raise got
+        if got.answer is None:
+            told = "no column 'answer'" if "answer" not in row.raw else "answer '' is none of the options"
+            raise row.locate(DataError(told, key="answer", mend="take the file that has the answers"))
+        found.append(got)
     return tuple(found)
 
 
-def _choice(row: Mapping[str, str | None], pictures: Mapping[str, Image | None]) -> Choice:
-    name = _index((row["index"] or "").strip(), pictures)
-    options = _options(row)
-    hint = (row.get("hint") or "").strip()
+def _choices(path: str | Path) -> Pairs[Choice]:
+    # pictures stay in memory, because any later row may refer to one
+    pictures: dict[str, Image | None] = {}
+
+    def parse(row: Row, value: dict[str, Any]) -> Choice:
+        choice = _choice(value, pictures)
+        pictures[choice.id] = choice.image
+        return choice
+
+    return by_row(parse)(path)
+
+
+def _choice(value: dict[str, Any], pictures: Mapping[str, Image | None]) -> Choice:
+    for column in ("index", "question", "A", "B"):
+        if column not in value:
+            mend = "give MMBench's table, with index, question, A, B and answer"
+            raise DataError(f"no column {column!r}", key=column, mend=mend)
+    cells = {key: _cell(value, key) for key in ("index", "question", "hint", "answer", "category", *LETTERS)}
+    name = _index(cells["index"], pictures)
+    if not cells["question"]:
+        raise DataError("the question is empty", key="question", mend="write it into its cell")
+    options = _options(cells)
+    if astray := [letter for letter in LETTERS[len(options) :] if cells[letter]]:
+        rule = f"option {astray[0]} stands behind an empty one"
+        raise DataError(rule, key=astray[0], mend="fill the options from A on")
     return Choice(
         id=name,
-        question=(row["question"] or "").strip(),
+        question=cells["question"],
         options=options,
-        answer=_answer((row["answer"] or "").strip(), options),
-        category=(row.get("category") or "").strip(),
-        hint="" if hint.lower() == "nan" else hint,
-        image=_image(name, (row.get("image") or "").strip(), pictures),
+        answer=_answer(cells["answer"], options) if cells["answer"] else None,
+        category=cells["category"],
+        hint=cells["hint"],
+        image=_picture(name, value, pictures),
     )
 
 
@@ -108,13 +118,8 @@ def _index(name: str, known: Mapping[str, Image | None]) -> str:
     return name
 
 
-def _options(row: Mapping[str, str | None]) -> tuple[str, ...]:
-    options = []
-    for letter in LETTERS:
-        text = (row.get(letter) or "").strip()
-        if not text or text.lower() == "nan":
-            break
-        options.append(text)
+def _options(cells: Mapping[str, str]) -> tuple[str, ...]:
+    options = list(itertools.takewhile(bool, (cells[letter] for letter in LETTERS)))
     if len(options) < 2:
         raise DataError(f"{len(options)} options", key="A", mend="give at least A and B")
     return tuple(options)
@@ -141,34 +146,19 @@ def _image(name: str, text: str, pictures: Mapping[str, Image | None]) -> Image 
 
 
 def _prompts(path: str | Path) -> Pairs[Prompt]:
-    # pictures stay in memory, because any later row may refer to one
-    pictures: dict[str, Image | None] = {}
-
-    def parse(row: Row, value: dict[str, Any]) -> Prompt:
-        prompt = _prompt(value, pictures)
-        pictures[prompt.id] = prompt.image
-        return prompt
-
-    return by_row(parse)(path)
+    for row, got in _choices(path):
+        yield row, got if isinstance(got, DataError) else _prompt(got)
 
 
-def _prompt(value: dict[str, Any], pictures: Mapping[str, Image | None]) -> Prompt:
-    cells = {key: _cell(value, key) for key in ("index", "question", "hint", "answer", *LETTERS)}
-    name = _index(cells["index"], pictures)
-    if not cells["question"]:
-        raise DataError("the question is empty", key="question", mend="write it into its cell")
-    options = _options(cells)
-    if astray := [letter for letter in LETTERS[len(options) :] if cells[letter]]:
-        rule = f"option {astray[0]} stands behind an empty one"
-        raise DataError(rule, key=astray[0], mend="fill the options from A on")
-    letter = cells["answer"]
-    facts = {"answer": options[_answer(letter, options)]} if letter else {}
+def _prompt(choice: Choice) -> Prompt:
+    known = {} if choice.answer is None else {"answer": choice.options[choice.answer]}
+    letter = "" if choice.answer is None else LETTERS[choice.answer]
     return build(
         Prompt,
-        id=name,
-        image=_picture(name, value, pictures),
-        question=asked(cells["question"], options, cells["hint"]),
-        facts=facts,
+        id=choice.id,
+        image=choice.image,
+        question=choice.prompt(0),
+        facts=known,
         answer_type=_TYPES.get(letter, "general"),
         source="mmbench",
     )
