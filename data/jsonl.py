@@ -31,7 +31,7 @@ from data.files import write_lines as write_lines
 from data.files import write_text as write_text
 from data.rows import is_reject, jsonable, lines, parse_line
 from data.rows import read_rows as read_rows
-from data.schema import RECORDS, AnyRecord, Facts, Preference, Verdict
+from data.schema import RECORDS, AnyRecord, Preference, Verdict
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -222,18 +222,21 @@ def read_records(
     return list(found)
 
 
+#: the fields of each kind but ``kind``, in the schema's order
+_FIELDS = {model: tuple(name for name in model.model_fields if name != "kind") for model in RECORDS.values()}
+
+
 def dump(record: AnyRecord) -> dict[str, Any]:
     """The record as JSON values: ``kind`` first, then the schema's order, without defaults."""
+    fields = _FIELDS[type(record)]
     row = record.model_dump(mode="json", exclude_defaults=True)
-    facts = getattr(record, "facts", None)
-    if isinstance(facts, Facts):
-        row["facts"] = {k: v for k, v in facts.model_dump(mode="json").items() if v}
     # default factories are not "defaults" to pydantic, so empty containers are dropped here
+    if "facts" in row:
+        row["facts"] = {k: v for k, v in row["facts"].items() if v not in (None, [])}
     for name in ("facts", "meta"):
         if name in row and not row[name]:
             del row[name]
-    order = [name for name in type(record).model_fields if name in row and name != "kind"]
-    return {"kind": record.kind} | {name: row[name] for name in order}
+    return {"kind": record.kind} | {name: row[name] for name in fields if name in row}
 
 
 def write_records(path: str | Path, records: Iterable[AnyRecord]) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,6 +34,7 @@ class PopeItem(BaseModel):
     split: str | None = Field(default=None, exclude=True)
 
 
+@functools.lru_cache(maxsize=16)
 def split_name(path: str | Path) -> str | None:
     """The split that a file's name ends in (``coco_pope_random.json``, ``random.jsonl``), or None."""
     stem = Path(path).stem.lower()
