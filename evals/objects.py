@@ -15,7 +15,7 @@ import numpy as np
 
 from data.jsonl import DataError
 from data.schema import Verdict
-from evals import metrics
+from evals import metrics, recall
 from evals.journal import content_hash
 from evals.runner import EvalItem, Scored, check_ids
 
@@ -89,14 +89,14 @@ def _table(read: Sequence[Described]) -> metrics.Floats:
     return np.array(rows, dtype=float)
 
 
-def _prefixes(read: Sequence[Described]) -> metrics.Prefixes:
+def _prefixes(read: Sequence[Described]) -> recall.Prefixes:
     mentions = [[(name, name not in set(d.false)) for name in d.named] for d in read]
-    return metrics.prefixes(mentions, [d.present for d in read])
+    return recall.prefixes(mentions, [d.present for d in read])
 
 
-def _counts(read: Sequence[Described]) -> metrics.Mentions:
+def _counts(read: Sequence[Described]) -> recall.Mentions:
     columns = [[len(d.false), len(d.named), d.found, d.present] for d in read]
-    return metrics.Mentions(*np.array(columns, dtype=np.int64).T)
+    return recall.Mentions(*np.array(columns, dtype=np.int64).T)
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,8 @@ class ObjectBenchmark:
             name: metrics.paired_difference(table_a, table_b, figure, **options).as_dict()
             for name, figure in _FIGURES.items()
         }
-        matched = metrics.matched_recall(_counts(read_a), _counts(read_b), **options)
-        cut = metrics.equal_recall(_prefixes(read_a), _prefixes(read_b), **options)
+        matched = recall.matched_recall(_counts(read_a), _counts(read_b), **options)
+        cut = recall.equal_recall(_prefixes(read_a), _prefixes(read_b), **options)
         test = metrics.mcnemar_exact(table_a[:, 0] == 0, table_b[:, 0] == 0)
         return {
             "differences": found,

@@ -23,7 +23,7 @@ from apps import gates
 from data import images, jsonl
 from data.schema import Preference
 from data.world import annotators
-from evals import metrics, mmhal, objects, parse, pope, runner
+from evals import metrics, mmhal, objects, parse, pope, recall, runner
 from tests.align import (
     test_generate,
     test_lmm,
@@ -241,7 +241,7 @@ FAULTS = [
     Fault("models resampled apart", metrics.paired_difference,
           "np.hstack([a, b])", "np.hstack([a, b[::-1]])",
           test_metrics.test_paired_difference_uses_the_pairing),
-    Fault("recall is not matched", metrics._weighted,
+    Fault("recall is not matched", recall._weighted,
           "np.nan_to_num(divide(counts.prod(axis=-2), counts.sum(axis=-2)))", "counts.sum(axis=-2)",
           test_metrics.test_matched_recall_by_hand),
     Fault("joined by position", runner.answer,

@@ -6,8 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from evals import metrics
-from evals.metrics import Mentions, t95, t_interval
+from evals import metrics, recall
+from evals.metrics import t95, t_interval
+from evals.recall import Mentions
 
 
 def test_mean_interval_agrees_with_a_plain_loop() -> None:
@@ -87,7 +88,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="false must not exceed total"):
         _mentions([(2, 1, 0, 1)])
     with pytest.raises(ValueError, match="different items"):
-        metrics.matched_recall(_mentions([(0, 1, 1, 2)]), _mentions([(0, 1, 1, 3)]))
+        recall.matched_recall(_mentions([(0, 1, 1, 2)]), _mentions([(0, 1, 1, 3)]))
 
 
 def _mentions(rows: list[tuple[int, int, int, int]]) -> Mentions:
@@ -98,7 +99,7 @@ def test_matched_recall_by_hand() -> None:
     # rows: false, total, named, present. Strata (present, named) shared by both: (3, 1) and (3, 2).
     a = _mentions([(1, 2, 1, 3), (0, 1, 1, 3), (0, 2, 2, 3), (2, 5, 3, 3)])
     b = _mentions([(1, 2, 1, 3), (1, 3, 2, 3), (0, 2, 2, 3), (1, 3, 2, 3)])
-    got = metrics.matched_recall(a, b, n_boot=50)
+    got = recall.matched_recall(a, b, n_boot=50)
     # weights: (3,1): 2*1/3; (3,2): 1*3/4. Rates of a: 1/2, 0; of b: 1, 2/3
     w1, w2 = 2 / 3, 3 / 4
     rate_a, rate_b = w1 * 0.5 / (w1 + w2), (w1 * 1 + w2 * 2 / 3) / (w1 + w2)
@@ -131,11 +132,11 @@ def test_matched_recall_sees_through_a_model_that_merely_says_less() -> None:
         metrics.mean_columns(talkative.false > 0), metrics.mean_columns(terse.false > 0), metrics.ratio
     )
     assert raw.value == pytest.approx(0.65 - 0.21) and raw.low > 0.3
-    matched = metrics.matched_recall(talkative, terse)
+    matched = recall.matched_recall(talkative, terse)
     assert matched.hallucination_rate.difference.value == pytest.approx(0, abs=1e-12)
     assert matched.chair_i.difference.value == pytest.approx(0, abs=1e-12)
     # a model that errs half as often in every stratum shows exactly that, although it says more
-    better = metrics.matched_recall(_exact([40, 80, 120, 760], RISK / 2), terse).hallucination_rate
+    better = recall.matched_recall(_exact([40, 80, 120, 760], RISK / 2), terse).hallucination_rate
     assert better.a.value == pytest.approx(better.b.value / 2) and better.difference.high < 0
 
 
@@ -148,14 +149,14 @@ def test_matched_recall_interval_covers_as_often_as_it_says() -> None:
             named = rng.binomial(3, rate, 400)
             false = (rng.random(400) < RISK[named]).astype(np.int64)
             models.append(Mentions(false, named + false, named, np.full(400, 3)))
-        got = metrics.matched_recall(*models, n_boot=200).hallucination_rate.difference
+        got = recall.matched_recall(*models, n_boot=200).hallucination_rate.difference
         covered += got.low <= 0 <= got.high
     # 95 % of 60 is 57; fewer than 52 would happen by chance about once in fifty times
     assert covered >= 52
 
 
 def test_matched_recall_without_common_ground_is_undefined() -> None:
-    got = metrics.matched_recall(_mentions([(0, 1, 1, 2)]), _mentions([(0, 2, 2, 2)]), n_boot=20)
+    got = recall.matched_recall(_mentions([(0, 1, 1, 2)]), _mentions([(0, 2, 2, 2)]), n_boot=20)
     assert math.isnan(got.hallucination_rate.difference.value) and math.isnan(got.recall) and got.strata == 0
 
 
@@ -170,31 +171,31 @@ def test_a_model_that_only_stops_sooner_does_not_differ_at_equal_recall() -> Non
     longer = _said(rng, 2000, 5, 0.4)
     shorter = [row[:3] for row in longer]
     present = [8] * 2000
-    a, b = metrics.prefixes(shorter, present), metrics.prefixes(longer, present)
-    got = metrics.equal_recall(a, b, n_boot=200)
+    a, b = recall.prefixes(shorter, present), recall.prefixes(longer, present)
+    got = recall.equal_recall(a, b, n_boot=200)
     for figure in (got.hallucination_rate, got.chair_i):
         assert figure.difference.value == pytest.approx(0, abs=1e-9)
         assert figure.difference.low == pytest.approx(0, abs=1e-9)
     # and one that errs less is seen, although it says less
-    careful = metrics.prefixes([row[:3] for row in _said(rng, 2000, 5, 0.2)], present)
-    assert metrics.equal_recall(careful, b, n_boot=200).chair_i.difference.high < -0.15
+    careful = recall.prefixes([row[:3] for row in _said(rng, 2000, 5, 0.2)], present)
+    assert recall.equal_recall(careful, b, n_boot=200).chair_i.difference.high < -0.15
 
-    def counts(prefixes: metrics.Prefixes) -> Mentions:
+    def counts(prefixes: recall.Prefixes) -> Mentions:
         columns = (prefixes.false, prefixes.total, prefixes.named)
         return Mentions(*(c[:, -1].astype(np.int64) for c in columns), np.full(2000, 8))
 
-    weighted = metrics.matched_recall(counts(a), counts(b), n_boot=50)
+    weighted = recall.matched_recall(counts(a), counts(b), n_boot=50)
     assert weighted.chair_i.difference.high < -0.2
 
 
 def test_equal_recall_by_hand() -> None:
     present = [2, 2]
     # b names all: two true objects first in one text, a false one first in the other; a names half of them
-    b = metrics.prefixes(
+    b = recall.prefixes(
         [[("x", True), ("y", True), ("z", False)], [("z", False), ("x", True), ("y", True)]], present
     )
-    a = metrics.prefixes([[("x", True)], [("x", True), ("w", False), ("w", False)]], present)
-    got = metrics.equal_recall(a, b, n_boot=20)
+    a = recall.prefixes([[("x", True)], [("x", True), ("w", False), ("w", False)]], present)
+    got = recall.equal_recall(a, b, n_boot=20)
     # a: 2 named of 4. b after one mention: 1 named, 1 of 2 false; after two: 3 named, still 1 text false.
     # 2 named is half-way: mentions 3, false 1, one text of two
     assert got.recall == 0.5
@@ -204,17 +205,17 @@ def test_equal_recall_by_hand() -> None:
 
 def test_silence_has_no_chair_at_equal_recall() -> None:
     present = [2, 2]
-    silent = metrics.prefixes([[], []], present)
-    other = metrics.prefixes([[("x", True)], [("y", False)]], present)
-    got = metrics.equal_recall(silent, other, n_boot=20)
+    silent = recall.prefixes([[], []], present)
+    other = recall.prefixes([[("x", True)], [("y", False)]], present)
+    got = recall.equal_recall(silent, other, n_boot=20)
     assert got.recall == 0 and math.isnan(got.chair_i.a.value) and got.hallucination_rate.a.value == 0
     with pytest.raises(ValueError, match="different items"):
-        metrics.equal_recall(silent, metrics.prefixes([[], []], [2, 3]))
+        recall.equal_recall(silent, recall.prefixes([[], []], [2, 3]))
 
 
 def test_equal_models_differ_by_nothing() -> None:
     m = _exact([40, 60, 60, 40], RISK)
-    got = metrics.matched_recall(m, m, n_boot=100)
+    got = recall.matched_recall(m, m, n_boot=100)
     assert got.chair_i.difference == metrics.Interval(0, 0, 0, 200)
     # matching a model with itself leaves its own figures
     assert got.hallucination_rate.a.value == pytest.approx((m.false > 0).mean())
