@@ -161,7 +161,7 @@ def test_a_folder_belongs_to_one_seed_and_size(tmp_path: Path) -> None:
         match=r"other settings, or to another version \(seed: 1 there, 2 now\); choose another folder",
     ):
         claim(folder, "demo.json", wanted | {"seed": 2})
-    with pytest.raises(DataError, match=r"sft: 240 there, 5000 now"):
+    with pytest.raises(DataError, match=r"sft: 240 there, 3800 now"):
         claim(folder, "demo.json", scale_of(False, seed=1)[1])
     assert read_json(folder / "demo.json") == wanted
 

@@ -261,12 +261,10 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
 
 
 def test_data_commands_are_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    from apps import data_commands, world_commands
+    from apps import data_look, world_commands
 
     called: list[str] = []
-    monkeypatch.setitem(
-        data_commands._COMMANDS, "inspect", lambda args: called.append(f"inspect {args.src}") or 1
-    )
+    monkeypatch.setattr(data_look, "inspect", lambda args: called.append(f"inspect {args.src}") or 1)
     monkeypatch.setattr(world_commands, "run", lambda args: called.append(args.data_command))
     assert cli.main(["data", "inspect", "x.jsonl"]) == 1
     assert cli.main(["data", "contact-sheet", "sheet.png"]) == 0

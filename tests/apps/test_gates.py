@@ -59,7 +59,13 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return SimpleNamespace()
 
     def report_pairs(
-        model: Any, pairs: Sequence[Pair], images: str, *, seed: int, known: dict[Any, float]
+        model: Any,
+        pairs: Sequence[Pair],
+        images: str,
+        *,
+        seed: int,
+        batch_size: int,
+        known: dict[Any, float],
     ) -> PairReport:
         # what earlier reports scored is at hand for later ones
         assert bool(known) == (len(asked) > 1)

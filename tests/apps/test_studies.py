@@ -279,7 +279,7 @@ def test_a_study_belongs_to_one_size_and_grows_by_seeds(
     assert "running: starting" in (tmp_path / "study/report.html").read_text()
     capsys.readouterr()
     assert cli.main([*command, "--seeds", "1"]) == 2
-    assert "sft: 240 there, 5000 now" in capsys.readouterr().err
+    assert "sft: 240 there, 3200 now" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main([*command, "--seeds", "0"])
     assert len(ran) == 2

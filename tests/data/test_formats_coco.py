@@ -287,7 +287,8 @@ def mutated(data: st.DataObject, value: Any) -> bytes:
         if found := list(places(value)):
             holder, key = found[data.draw(st.integers(0, len(found) - 1))]
             if data.draw(st.booleans()):
-                holder[key] = data.draw(st.sampled_from(STRANGE))
+                # a copy, or the next turn would change what later examples draw
+                holder[key] = copy.deepcopy(data.draw(st.sampled_from(STRANGE)))
             else:
                 del holder[key]
     return json.dumps(value).encode()
