@@ -95,7 +95,7 @@ def keep(
 
 
 @contextlib.contextmanager
-def rejects_of(rejects: str | Path | Rejects | None) -> Iterator[Callable[[Row, DataError], None]]:
+def rejects_of(rejects: str | Path | Rejects | None) -> Iterator[Callable[[Row, DataError], object]]:
     """Puts bad records where they belong; the file is written when the block ends, by an error too."""
     if isinstance(rejects, Rejects):
         yield lambda row, error: rejects.found.append((row, error))
@@ -104,7 +104,7 @@ def rejects_of(rejects: str | Path | Rejects | None) -> Iterator[Callable[[Row, 
         yield lambda row, error: None
         return
     with replacing(rejects, always=True) as file:
-        yield lambda row, error: print(_reject(row, error), file=file)
+        yield lambda row, error: file.write(_reject(row, error) + "\n")
 
 
 def _reject(row: Row, error: DataError) -> str:
