@@ -1,0 +1,74 @@
+"""Settings of PPO and of its rewards."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from align.config.base import (
+    DataSettings,
+    GenerateSettings,
+    LoraSettings,
+    ModelSettings,
+    OptimSettings,
+    RunSettings,
+    Settings,
+)
+
+
+class SymbolicSettings(Settings):
+    """Symbolic rewards (thesis, 9.4; SPEC 8). Zero switches a part off."""
+
+    #: multiple choice: added for the right option
+    correct_choice: float = 2.0
+    #: "no"-questions: plus for right, minus for wrong
+    correct_no: float = 1.0
+    #: "yes"-questions, likewise (the reference code gives nothing)
+    correct_yes: float = 0.0
+    #: per length class, times (response tokens / max_new_tokens)
+    length: dict[Literal["general", "detail", "complex"], float] = {
+        "general": -10.0,
+        "detail": -40.0,
+        "complex": 2.5,
+    }
+    #: added when the response has no end token
+    incomplete: float = -8.0
+
+
+class PpoSettings(RunSettings):
+    model: ModelSettings
+    #: run directory (or its ``reward`` folder) of a reward model
+    reward_model: str
+    #: image root of the pictures that the reward model sees; None = those of ``data``
+    reward_images: str | None = None
+    data: DataSettings
+    optim: OptimSettings = OptimSettings(lr=3e-5, warmup_steps=5)
+    #: learning rate of the value adapter and head; None = ``optim.lr``
+    value_lr: float | None = Field(None, gt=0)
+    lora: LoraSettings = LoraSettings()
+    generate: GenerateSettings = GenerateSettings()
+    symbolic: SymbolicSettings = SymbolicSettings()
+    steps: int = Field(500, ge=1)
+    rollouts: int = Field(512, ge=2)
+    #: passes over each batch of rollouts, and rollouts per gradient step
+    epochs: int = Field(2, ge=1)
+    minibatch: int = Field(256, ge=1)
+    #: rollouts per forward pass inside a gradient step (accumulated exactly); None = minibatch
+    micro_batch: int | None = Field(None, ge=1)
+    kl_coef: float = Field(0.1, ge=0)
+    kl_form: Literal["k1", "k3"] = "k1"
+    #: stop the run when the mean summed KL of a rollout batch exceeds this; 0 = never
+    max_kl: float = Field(0.0, ge=0)
+    gamma: float = Field(1.0, gt=0, le=1)
+    lam: float = Field(1.0, ge=0, le=1)
+    clip: float = Field(0.2, gt=0)
+    value_clip: float = Field(0.2, gt=0)
+    value_coef: float = Field(0.1, ge=0)
+    #: multiplies the reward model's score before symbolic rewards and KL
+    reward_scale: float = Field(1.0, gt=0)
+    whiten_advantages: bool = True
+    #: keep the adapter of every n-th step for later choice; 0 keeps the last only
+    keep_every: int = Field(0, ge=0)
+    #: rollouts of each step written to rollouts.jsonl
+    dump_rollouts: int = Field(8, ge=0)
