@@ -199,10 +199,12 @@ class Renderer:
 
     def pixel_values(self, pictures: Sequence[PILImage.Image]) -> Tensor:
         """Normalised pixels (n, 3, S, S) of a LLaVA processor's pictures, each seen whole."""
-        return self.processor.image_processor(self._whole(pictures), return_tensors="pt")["pixel_values"]
+        return self.processor.image_processor(self.whole(pictures), return_tensors="pt")["pixel_values"]
 
-    def _whole(self, pictures: Sequence[PILImage.Image]) -> list[PILImage.Image]:
-        """Padded to squares with the mean colour, as LLaVA-1.5 was trained, if the processor would crop."""
+    def whole(self, pictures: Sequence[PILImage.Image]) -> list[PILImage.Image]:
+        """Padded to squares with the mean colour, as LLaVA-1.5 was trained, if the processor would crop.
+
+        What any other code gives this processor, for the model to see what it sees from here."""
         image_processor = getattr(self.processor, "image_processor", None)
         if image_processor is None or not getattr(image_processor, "do_center_crop", False):
             return list(pictures)
@@ -388,7 +390,7 @@ class Renderer:
         """Any other processor expands its own image tokens; our labels are aligned from the right."""
         if any(isinstance(image, Tensor) for image in given):
             raise RenderError("cached features need a LLaVA model; pass pictures to this processor")
-        given = self._whole(given)
+        given = self.whole(given)
         nested = [[image] for image in given] if len(given) == len(images) else given
         inputs = self.processor(
             text=[row.text for row in rows],

@@ -24,6 +24,11 @@ from align.config.evaluation import JudgeSettings as JudgeSettings
 from align.config.evaluation import ScoreSettings as ScoreSettings
 from align.config.rl import PpoSettings as PpoSettings
 from align.config.rl import SymbolicSettings as SymbolicSettings
+from align.config.siblings import BestOfSettings as BestOfSettings
+from align.config.siblings import DpoSettings as DpoSettings
+from align.config.siblings import GroupSettings as GroupSettings
+from align.config.siblings import GrpoSettings as GrpoSettings
+from align.config.siblings import RlooSettings as RlooSettings
 from align.config.training import RewardSettings as RewardSettings
 from align.config.training import SampleSettings as SampleSettings
 from align.config.training import SftSettings as SftSettings

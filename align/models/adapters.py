@@ -43,7 +43,22 @@ def add_adapters(
     are saved with the adapter, one copy an adapter. Raises ModelError when no linear layer bears one of
     ``lora.targets``.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
+
+    config = lora_config(model, lora, full=full)
+    wrapped = get_peft_model(model, config, adapter_name=names[0])
+    for name in names[1:]:
+        wrapped.add_adapter(name, config)
+    use_adapter(wrapped, names[0], trainable=names)
+    return wrapped
+
+
+def lora_config(model: PreTrainedModel, lora: LoraSettings, *, full: Sequence[str] = ()) -> Any:
+    """PEFT's configuration of what ``add_adapters`` adds, for trainers that wrap the model themselves.
+
+    Raises ModelError when no linear layer of the language model bears one of ``lora.targets``.
+    """
+    from peft import LoraConfig
 
     decoder = model.get_decoder()
     prefix = next((name for name, module in model.named_modules() if module is decoder), "")
@@ -57,7 +72,7 @@ def add_adapters(
     pattern = (
         re.escape(prefix) + r"\." if prefix else ""
     ) + rf".*\.({'|'.join(map(re.escape, lora.targets))})"
-    config = LoraConfig(
+    return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -65,11 +80,6 @@ def add_adapters(
         modules_to_save=list(full) or None,
         task_type="CAUSAL_LM",
     )
-    wrapped = get_peft_model(model, config, adapter_name=names[0])
-    for name in names[1:]:
-        wrapped.add_adapter(name, config)
-    use_adapter(wrapped, names[0], trainable=names)
-    return wrapped
 
 
 def use_adapter(model: Any, name: str, trainable: Sequence[str] | None = None) -> None:

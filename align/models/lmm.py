@@ -32,6 +32,7 @@ from align.models.adapters import adapter_of as adapter_of
 from align.models.adapters import adapters_off as adapters_off
 from align.models.adapters import add_adapters as add_adapters
 from align.models.adapters import check_adapter as check_adapter
+from align.models.adapters import lora_config as lora_config
 from align.models.adapters import use_adapter as use_adapter
 from align.models.build import CHAT_TEMPLATE as CHAT_TEMPLATE
 from align.models.build import ModelError as ModelError
