@@ -4,7 +4,7 @@
     meta.json         stage, and for every start the git commit and the package versions
     rejects.jsonl     the bad records that were left out, and why
     metrics.jsonl     one line for each logged step
-    tensorboard/      the same for TensorBoard, when asked for
+    tensorboard/      the same for TensorBoard, when asked for; wandb/ and wandb.json likewise
     checkpoints/      step-00000050-000/ … : whole or absent, never half written
     DONE              present once the stage has finished
     .lock             held by the process that writes here
@@ -42,6 +42,7 @@ from align.state import load_tensors as load_tensors
 from align.state import save_state as save_state
 from align.state import save_tensors as save_tensors
 from align.state import sync
+from align.tracking import Trackers, check_reports
 from data.jsonl import read_json, write_json, write_text
 from data.processes import sole_writer
 
@@ -66,9 +67,7 @@ class RunDir:
 
     def __init__(self, path: Path, settings: RunSettings) -> None:
         self.path = path
-        self._tensorboard = "tensorboard" in settings.report_to
-        self._purge_step: int | None = None
-        self._writer: Any = None
+        self._trackers = Trackers(path, settings.report_to)
         self._metrics_file: Any = None
         self._held = contextlib.ExitStack()
 
@@ -84,7 +83,9 @@ class RunDir:
             CheckpointError: the directory is not empty and ``resume`` is off, is no run directory,
                 belongs to another stage or other settings (the differing keys are named), or is being
                 written by another process.
+            TrackingError: W&B is to be reported to, and is not there or does not begin.
         """
+        check_reports(settings.report_to)
         # once before anything is put there, and again for what its last writer may have left meanwhile
         cls.check(output, settings, stage)
         path = Path(output)
@@ -100,6 +101,8 @@ class RunDir:
                 ) from None
             run._check_belongs(settings, stage)
             run._record_start(settings, stage)
+            if not run.is_done:
+                run._trackers.start(stage, settings.model_dump(mode="json"))
             run._held = held.pop_all()
         return run
 
@@ -157,12 +160,13 @@ class RunDir:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._trackers.close(failed=kind is not None)
         self.close()
 
     # --- metrics ---
 
     def log(self, step: int, **metrics: Any) -> None:
-        """Append one line to ``metrics.jsonl`` (flushed at once) and to TensorBoard.
+        """Append one line to ``metrics.jsonl`` (flushed at once), and tell it to TensorBoard and W&B.
 
         Values are numbers, 0-dim tensors, booleans or text; names may hold slashes
         (``**{"objective/kl": kl}``). NaN and infinities are kept.
@@ -174,10 +178,7 @@ class RunDir:
         line = {"step": int(step)} | {name: _to_json(value) for name, value in values.items()}
         self._metrics_file.write(json.dumps(line, allow_nan=False) + "\n")
         self._metrics_file.flush()
-        if self._tensorboard:
-            for name, value in values.items():
-                if not isinstance(value, str):
-                    self._board().add_scalar(name, value, step)
+        self._trackers.log(int(step), values)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All logged lines, oldest first; a last line torn by a kill is left out.
@@ -203,12 +204,12 @@ class RunDir:
     def truncate_metrics(self, step: int) -> None:
         """Forget the lines after ``step``: a run that goes on from there writes them again."""
         kept = [entry for entry in self.metrics() if entry["step"] <= step]
-        self._close_files()
+        self._close_metrics()
+        self._trackers.rewind(step)
         rows = [{name: _to_json(value) for name, value in entry.items()} for entry in kept]
         write_text(
             self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         )
-        self._purge_step = step + 1
 
     def _drop_torn_line(self) -> None:
         path = self.path / "metrics.jsonl"
@@ -216,26 +217,16 @@ class RunDir:
             text = path.read_bytes()
             os.truncate(path, text.rfind(b"\n") + 1)
 
-    def _board(self) -> Any:
-        if self._writer is None:
-            # Here and not above: TensorBoard takes a second to import, and tests do without.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
-        return self._writer
-
     def close(self) -> None:
         """Flush and close the open files, and let other writers in."""
-        self._close_files()
+        self._close_metrics()
+        self._trackers.close()
         self._held.close()
 
-    def _close_files(self) -> None:
+    def _close_metrics(self) -> None:
         if self._metrics_file is not None:
             self._metrics_file.close()
             self._metrics_file = None
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
     # --- checkpoints ---
 
@@ -284,7 +275,8 @@ class RunDir:
 
     def done(self) -> None:
         """Mark the run as finished, and :meth:`close` it."""
-        self._close_files()
+        self._close_metrics()
+        self._trackers.close()
         write_text(self.path / "DONE", "")
         self.close()
 

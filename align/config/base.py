@@ -109,7 +109,8 @@ class RunSettings(Settings):
     log_every: int = Field(10, ge=1)
     #: steps between checkpoints that --resume can start from; 0 saves at the end only
     save_every: int = Field(50, ge=0)
-    report_to: list[Literal["tensorboard"]] = ["tensorboard"]
+    #: beside metrics.jsonl; wandb (when installed) reads its key, project and mode from WANDB_* variables
+    report_to: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]
 
 
 class GenerateSettings(Settings):
