@@ -52,7 +52,8 @@ def pairs_of(records: Sequence[Preference], target: str) -> tuple[list[Pair], Co
             continue
         chosen = record.responses[best].text
         others = [r.text for i, r in enumerate(record.responses) if i != best]
-        different = [text for text in others if text != chosen]
+        # one record compares two texts once, however often it holds them
+        different = list(dict.fromkeys(text for text in others if text != chosen))
         skipped["identical"] += len(others) - len(different)
         pairs += [
             Pair(record.id, tuple(record.messages), chosen, text, record.facts, record.image)
@@ -172,6 +173,59 @@ def report(
             np.concatenate([chosen, rejected]), np.concatenate([chosen_tokens, rejected_tokens])
         ),
     )
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of n cases with Wilson's 95 % interval; NaN of none."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, successes: float, n: int) -> Share:
+        low, high = wilson(successes, n) if n else (math.nan, math.nan)
+        return cls(successes / n if n else math.nan, low, high, n)
+
+
+def by_length(
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    chosen_tokens: Sequence[int],
+    rejected_tokens: Sequence[int],
+) -> dict[str, Share]:
+    """Agreement with the choices of n pairs: "all", and where the "shorter", one "equal"ly long (within
+    ``EQUAL_LENGTH`` tokens) or the "longer" response was chosen. An equal score counts as half right.
+    """
+    right = _half_steps(np.asarray(chosen, dtype=float) - np.asarray(rejected, dtype=float))
+    longer = np.asarray(chosen_tokens, dtype=float) - np.asarray(rejected_tokens, dtype=float)
+    equal = np.abs(longer) <= EQUAL_LENGTH
+    bins = {"all": np.ones(len(right), dtype=bool), "shorter": ~equal & (longer < 0), "equal": equal,
+            "longer": ~equal & (longer > 0)}  # fmt: skip
+    return {name: Share.of(float(right[rows].sum()), int(rows.sum())) for name, rows in bins.items()}
+
+
+def label_agreement(pairs: Sequence[Pair]) -> Share | None:
+    """How often two annotators of one pair choose alike, where a pair has several; None where none has.
+
+    A pair's annotators are its repeats: one id, the same two responses. Each pair counts once, with the share
+    of its annotators' comparisons that agree. What agrees with one annotator's choices more often than
+    another annotator does has learned that annotator's slips.
+    """
+    choices: dict[tuple[str, frozenset[str]], Counter[str]] = {}
+    for pair in pairs:
+        choices.setdefault((pair.id, frozenset((pair.chosen, pair.rejected))), Counter())[pair.chosen] += 1
+    several = [counts for counts in choices.values() if counts.total() > 1]
+    if not several:
+        return None
+    alike = [sum(map(_twos, counts.values())) / _twos(counts.total()) for counts in several]
+    return Share.of(sum(alike), len(alike))
+
+
+def _twos(n: int) -> int:
+    return n * (n - 1) // 2
 
 
 def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:

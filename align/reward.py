@@ -30,11 +30,11 @@ from align.checkpoint import (
 from align.config import DataSettings, RewardSettings
 from align.launch import one_process
 from align.models.lmm import check_model, load_processor
-from align.pairs import Pair, PairReport, check_facts, hold_out, pairs_of, report
+from align.pairs import Pair, PairReport, check_facts, hold_out, label_agreement, pairs_of, report
 from align.pictures import encode_pictures, open_pictures
 from align.render import REWARD_TEMPLATE, ImageInput, Renderer, RenderError
 from align.reward_model import RewardError as RewardError
-from align.reward_model import RewardInfo, ScoreItem, attach, load_head
+from align.reward_model import RewardInfo, ScoreItem, attach, load_head, read_info
 from align.reward_model import RewardModel as RewardModel
 from align.schedule import lr_factor, step_seed, stream
 from data.jsonl import Rejects, read_json, write_json
@@ -76,7 +76,8 @@ def run(settings: RewardSettings) -> Path:
         model = RewardModel.start(info, settings.lora, settings.head_init, settings.head_init_scale)
         best = fit(model, train, held, settings, directory)
         info.heldout = best
-        model.save(folder, reward_card(info, settings, len(train), skipped))
+        labelers = label_agreement([*train, *held])
+        model.save(folder, reward_card(info, settings, len(train), skipped, labelers))
         probe = (held or train)[:8]
         check_saved(model, folder, probe, settings)
         directory.done()
@@ -411,7 +412,8 @@ def check_saved(model: RewardModel, folder: Path, pairs: list[Pair], settings: R
     model.lmm.model.eval()
     expected = model.score(items)
     attach(model.lmm, folder, "reloaded")
-    again = RewardModel(model.lmm, load_head(folder, model.lmm), model.info, "reloaded").score(items)
+    # what the files say it reads, not what it was told
+    again = RewardModel(model.lmm, load_head(folder, model.lmm), read_info(folder), "reloaded").score(items)
     model.activate()
     model.lmm.model.delete_adapter("reloaded")
     worst = float((expected - again).abs().max())

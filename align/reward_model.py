@@ -1,11 +1,14 @@
 """A reward model: a LoRA adapter and a scalar head on a frozen multimodal model, and what it reads.
 
 On disk, one folder: the adapter in PEFT's layout, ``head.safetensors``, ``reward.json`` (the base, the
-evaluation text, the facts it reads) and a model card. All that the score depends on is there, but the base.
+evaluation text, the facts it reads, and a fingerprint that ties them to the weights) and a model card. All
+that the score depends on is there, but the base.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import tempfile
 from collections.abc import Sequence
@@ -60,6 +63,8 @@ class RewardInfo(BaseModel):
     target: str = "preferred"
     #: agreement with held-out choices (``align.pairs.PairReport``), None if none were held out
     heldout: dict[str, float | int | None] | None = None
+    #: :func:`fingerprint` of the saved folder; None in folders older than it
+    fingerprint: str | None = None
 
     @field_validator("template")
     @classmethod
@@ -101,7 +106,8 @@ def read_info(path: str | Path) -> RewardInfo:
     """``reward.json`` of a run directory or reward folder, without loading weights. Raises RewardError.
 
     Of its ``model`` only ``BASE_KEYS`` count: the file travels with shared weights, so it must not switch on
-    remote code nor choose a device.
+    remote code nor choose a device. A text other than the one that the weights were saved beside is refused:
+    its scores would mean nothing.
     """
     file = find_reward(path) / "reward.json"
     try:
@@ -110,8 +116,26 @@ def read_info(path: str | Path) -> RewardInfo:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise RewardError(f"{file}: {where}: {fault['msg']}; restore the file or train again") from None
+    head = file.with_name("head.safetensors")
+    if info.fingerprint is not None and head.is_file() and info.fingerprint != fingerprint(info, head):
+        raise RewardError(
+            f"{file}: its template, facts or max_facts are not those that the weights beside it were trained "
+            "with; put the file back as it was (README.md beside it shows what the model reads), "
+            "or train a reward model with the new text"
+        )
     info.model = ModelSettings(**info.model.model_dump(include=BASE_KEYS))
     return info
+
+
+def fingerprint(info: RewardInfo, head: Path) -> str:
+    """sha256 of the texts that a score depends on (template, facts, max_facts) and of the saved head's bytes.
+
+    The head is in it so that another model's ``reward.json``, a whole one, does not pass either.
+    """
+    read = info.model_dump(mode="json", include={"template", "facts", "max_facts"})
+    digest = hashlib.sha256(json.dumps(read, sort_keys=True).encode())
+    digest.update(head.read_bytes())
+    return digest.hexdigest()
 
 
 def same_base(a: ModelSettings, b: ModelSettings) -> bool:
@@ -239,6 +263,7 @@ class RewardModel:
         with new_folder(directory) as folder:
             write_adapter(self.lmm.model, self.name, folder)
             save_tensors(folder / "head.safetensors", dict(self.head.named_parameters()))
+            info["fingerprint"] = fingerprint(self.info, folder / "head.safetensors")
             write_json(folder / "reward.json", info)
             write_text(folder / "README.md", card)
         return Path(directory)
