@@ -111,7 +111,7 @@ def _shared(
     encoded = _encode_once(lmm, renderer, items)
     with inference(lmm.model):
         answers = prefix.answer(
-            lmm, renderer, encoded, _end_ids(lmm, renderer), max_new_tokens=settings.max_new_tokens,
+            lmm, renderer, encoded, end_ids(lmm, renderer), max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size, progress=progress,
         )  # fmt: skip
     return [
@@ -142,7 +142,7 @@ def rollout_tokens(
     if len(items) > chunk:
         lengths = renderer.prompt_lengths(items)
         order.sort(key=lambda i: (-lengths[i], i))
-    ends = _end_ids(lmm, renderer)
+    ends = end_ids(lmm, renderer)
     parts = []
     with inference(lmm.model), seeded(seed, lmm.device):
         for start in range(0, len(order), chunk):
@@ -184,7 +184,8 @@ def inference(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _end_ids(lmm: Lmm, renderer: Renderer) -> list[int]:
+def end_ids(lmm: Lmm, renderer: Renderer) -> list[int]:
+    """The tokens that end a response: the chat template's, and those that the checkpoint names."""
     known = unwrap(lmm.model).generation_config.eos_token_id
     known = known if isinstance(known, list) else [] if known is None else [known]
     return sorted({renderer.end_token_id, *known})
