@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from PIL import Image as Pil
-
 from apps.eval_runs import Part, Run, answered
-from data.images import open_image
-from data.jsonl import DataError
-from data.schema import Image, Verdict
+from data.schema import Verdict
+from data.thumbnail import thumbnail
 from evals import amber
 from evals.amber import AmberBenchmark
 from evals.llava_bench import LlavaBenchBenchmark
@@ -100,7 +96,7 @@ def items_of(
                 spans = marks(benchmark, item, said[item.id], verdicts)
                 answers[name] = Answer(said[item.id], spans, verdict_text(verdicts), reason)
         truth = truth_of(benchmark, item)
-        yield GalleryItem(picture(item.image, root), item.question, answers, truth, (key, kind))
+        yield GalleryItem(thumbnail(item.image, root, SIDE), item.question, answers, truth, (key, kind))
 
 
 def chosen(benchmark: Benchmark, parts: Mapping[str, Part], pictures: int) -> list[tuple[EvalItem, str]]:
@@ -210,16 +206,3 @@ def truth_of(benchmark: Benchmark, item: EvalItem) -> str:
         split = next(split for split in benchmark.splits if item.id.startswith(f"{split.name}/"))
         return f"Answer: {next(q.label for q in split.items if split.id_of(q) == item.id)}"
     return ""
-
-
-def picture(image: Image, root: str | None) -> bytes | None:
-    """The picture made small: PNG where it is small already, else JPEG; None where it cannot be had."""
-    try:
-        opened = open_image(image, root)
-    except DataError:
-        return None
-    kind = "PNG" if max(opened.size) <= SIDE // 2 else "JPEG"
-    opened.thumbnail((SIDE, SIDE), Pil.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    opened.save(buffer, kind, **({"quality": 80} if kind == "JPEG" else {}))
-    return buffer.getvalue()
