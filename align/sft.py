@@ -145,7 +145,7 @@ def prepare(lmm: Lmm, settings: SftSettings) -> None:
     """Freeze and unfreeze parts; with LoRA, add the adapter and let the other asked parts learn in full."""
     learning = set(settings.train_parts)
     if settings.cache_features:
-        _check_cacheable(lmm, learning)
+        check_cacheable(lmm, learning)
     if settings.lora:
         names = {"projector": "multi_modal_projector", "vision": "vision_tower"}
         full = [names[part] for part in sorted(learning - {"language"})]
@@ -161,7 +161,8 @@ def prepare(lmm: Lmm, settings: SftSettings) -> None:
         raise ModelError(f"train_parts {sorted(learning)}: nothing would learn; name a part, or set lora")
 
 
-def _check_cacheable(lmm: Lmm, learning: Collection[str]) -> None:
+def check_cacheable(lmm: Lmm, learning: Collection[str]) -> None:
+    """Raise ModelError unless ``keep_features`` can stand for the tower, ``learning`` being the parts that learn."""
     if "vision" in learning or not is_llava(lmm.model):
         raise ModelError(
             "cache_features needs a frozen tower of a LLaVA model; drop it, or vision in train_parts"

@@ -87,6 +87,8 @@ class GroupSettings(RunSettings):
     #: responses per forward pass inside a gradient step (accumulated); None = minibatch
     micro_batch: int | None = Field(None, ge=1)
     clip: float = Field(0.2, gt=0)
+    #: weight of the KL penalty; 0 computes no reference
+    beta: float = Field(0.05, ge=0)
     bf16: bool = False
     gradient_checkpointing: bool = False
 
@@ -108,7 +110,7 @@ class GroupSettings(RunSettings):
 class GrpoSettings(GroupSettings):
     """Group relative policy optimization (Shao et al. 2024), by TRL's GRPOTrainer."""
 
-    #: weight of the KL penalty (k3, per token, in the loss); 0 computes no reference
+    #: of k3, per token, in the loss
     beta: float = Field(0.04, ge=0)
     #: how the tokens' losses are averaged: grpo over each response first (the paper's), dapo over all tokens,
     #: dr_grpo over the longest length allowed
@@ -120,7 +122,7 @@ class GrpoSettings(GroupSettings):
 class RlooSettings(GroupSettings):
     """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024), by TRL's RLOOTrainer."""
 
-    #: weight of the KL penalty (k1, summed over the response, in the reward); 0 computes no reference
+    #: of k1, summed over the response, in the reward
     beta: float = Field(0.05, ge=0)
     #: shift and scale the advantages of a step to mean 0 and deviation 1
     normalize_advantages: bool = False
