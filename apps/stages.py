@@ -24,6 +24,16 @@ STAGES = {
     ),
     "reward": Stage("align.reward", "RewardSettings", "data.limit", "train a reward model on preferences"),
     "ppo": Stage("align.ppo", "PpoSettings", "data.limit", "reinforcement learning against a reward model"),
+    "dpo": Stage("align.preference", "DpoSettings", "data.limit", "direct preference optimization, by TRL"),
+    "grpo": Stage(
+        "align.group_rl", "GrpoSettings", "data.limit", "group relative policy optimization, by TRL"
+    ),
+    "rloo": Stage(
+        "align.group_rl", "RlooSettings", "data.limit", "REINFORCE with a leave-one-out baseline, by TRL"
+    ),
+    "best-of": Stage(
+        "align.best_of", "BestOfSettings", "data.limit", "the best of n responses by a reward model"
+    ),
     "eval": Stage("apps.evaluate", "EvalSettings", "limit", "run benchmarks and write a report"),
     # spelled "align eval score"
     "eval-score": Stage("apps.score", "ScoreSettings", "limit", "score answers from files, without a model"),
