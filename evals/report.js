@@ -1,5 +1,14 @@
 // Filters of a gallery: what matches stays. Without scripts the page shows everything.
-for (const gallery of document.querySelectorAll("section.gallery")) {
+// A page that reloads itself while it is read keeps what was chosen, where the browser lets a file do so.
+const remember = (key, values) => {
+  try {
+    if (values) sessionStorage.setItem(key, JSON.stringify(values));
+    return JSON.parse(sessionStorage.getItem(key)) || [];
+  } catch {
+    return [];
+  }
+};
+for (const [place, gallery] of document.querySelectorAll("section.gallery").entries()) {
   const form = gallery.querySelector("form");
   if (!form) continue;
   const items = [...gallery.querySelectorAll("figure")];
@@ -16,7 +25,16 @@ for (const gallery of document.querySelectorAll("section.gallery")) {
     });
     form.querySelector("output").textContent = `${shown} of ${items.length}`;
   };
-  form.addEventListener("input", show);
+  const key = `filters of ${location.pathname}, ${place}`;
+  const controls = [...form.querySelectorAll("select, input")];
+  remember(key).forEach((value, k) => {
+    const control = controls[k];
+    if (control && [...(control.options || [{ value }])].some((option) => option.value === value)) control.value = value;
+  });
+  form.addEventListener("input", () => {
+    remember(key, controls.map((control) => control.value));
+    show();
+  });
   form.addEventListener("submit", (event) => event.preventDefault());
   form.hidden = false;
   show();
