@@ -225,7 +225,7 @@ def show(args: argparse.Namespace) -> int:
         if place < args.samples:
             chosen[place : place + 1] = [(index, record)]
     items = [_item(record, args.images) for _, record in sorted(chosen, key=lambda pair: pair[0])]
-    words = ", ".join(f"{n} {kind}" for kind, n in counted.items())
+    words = ", ".join(f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in counted.items())
     gallery = Gallery("Samples", items, f"{len(items)} of {counted.total()}, chosen by seed {args.seed}.")
     status = Status("finished", False, len(items), len(items), words)
     write_report(output, Page(args.src.name, [Text(f"{args.src}: {words}."), gallery], "data", status))

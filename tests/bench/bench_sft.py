@@ -10,6 +10,7 @@ from align.config import ModelSettings
 from align.models.lmm import hidden_states, load, logprobs_of
 from align.pictures import open_pictures
 from align.render import IGNORE, Renderer
+from align.sft_trainer import ByLength
 from data.jsonl import read_records
 from data.schema import Example
 from tests.bench.measure import show, side_by_side
@@ -26,6 +27,12 @@ def single_turns(example: Example) -> list[Example]:
     ]
 
 
+def in_order(examples: list[Example]) -> list[Example]:
+    """As the trainer takes them: rows of like length share a batch."""
+    lengths = [sum(len(m.content) for m in example.messages) for example in examples]
+    return [examples[i] for i in ByLength(lengths, BATCH, seed=0)]
+
+
 def test_turns_a_second(base: Path, world: Path) -> None:
     lmm = load(ModelSettings(path=str(base), device="cpu"), trainable=True)
     lmm.model.model.vision_tower.requires_grad_(False)
@@ -33,6 +40,7 @@ def test_turns_a_second(base: Path, world: Path) -> None:
     optimizer = torch.optim.AdamW([p for p in lmm.model.parameters() if p.requires_grad], lr=1e-4)
     whole = [e for e in read_records(world / "sft.jsonl", "example") if isinstance(e, Example)]
     single = [turn for example in whole for turn in single_turns(example)]
+    whole, single = in_order(whole), in_order(single)
 
     def train(examples: list[Example]) -> float:
         """One optimizer step for each batch of ``BATCH`` rows; returns the turns that were learned."""
