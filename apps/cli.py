@@ -73,11 +73,14 @@ def _how_to_continue(arguments: list[str]) -> str:
 
 
 def _spelled(arguments: list[str]) -> list[str]:
-    """``eval run`` is ``eval``; ``eval score``, ``compare`` and ``report`` are commands of their own."""
+    """``eval run`` is ``eval``; ``eval score``, ``compare`` and ``report`` are commands of their own, and so
+    is ``reward audit``."""
     if arguments[:2] == ["eval", "run"]:
         return ["eval", *arguments[2:]]
     if arguments[:1] == ["eval"] and arguments[1:2] in (["score"], ["compare"], ["report"]):
         return [f"eval-{arguments[1]}", *arguments[2:]]
+    if arguments[:2] == ["reward", "audit"]:
+        return ["reward-audit", *arguments[2:]]
     return arguments
 
 
@@ -171,6 +174,8 @@ def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
         parser.usage = "align eval score [RECIPE.yaml] [key=value ...] --answers FILE --output DIR [options]"
     if name == "eval":
         parser.epilog = "See also: align eval score, compare and report, each with --help."
+    if name == "reward":
+        parser.epilog = "See also: align reward audit --help."
     parser.set_defaults(command=_run_stage, stage=name)
 
 
@@ -220,6 +225,8 @@ def _run_stage(args: argparse.Namespace) -> int:
     elif result is not None:
         if args.stage in ("eval", "eval-score"):
             _show_figures(result)
+        if args.stage == "reward-audit":
+            _show_findings(result)
         print(f"done: {result}")
     return 0
 
@@ -229,6 +236,13 @@ def _show_figures(folder: Path) -> None:
     from data.jsonl import read_json
 
     print("\n".join(headlines(read_json(folder / "results.json")["benchmarks"])))
+    print(f"the page: {folder / 'report.html'}")
+
+
+def _show_findings(folder: Path) -> None:
+    from apps.audit_words import headlines
+
+    print("\n".join(headlines(folder)))
     print(f"the page: {folder / 'report.html'}")
 
 

@@ -23,6 +23,10 @@ STAGES = {
         "align.sample", "SampleSettings", "data.limit", "sample responses for annotators to compare"
     ),
     "reward": Stage("align.reward", "RewardSettings", "data.limit", "train a reward model on preferences"),
+    # spelled "align reward audit"
+    "reward-audit": Stage(
+        "apps.reward_audit", "RewardAuditSettings", "limit", "what a reward model's scores depend on"
+    ),
     "ppo": Stage("align.ppo", "PpoSettings", "data.limit", "reinforcement learning against a reward model"),
     "dpo": Stage("align.preference", "DpoSettings", "data.limit", "direct preference optimization, by TRL"),
     "grpo": Stage(

@@ -6,6 +6,7 @@ gives them (chapter 9 and appendix H); recipes under ``apps/recipes`` set the re
 
 from __future__ import annotations
 
+from align.config.audit import RewardAuditSettings as RewardAuditSettings
 from align.config.base import WORLD_BASE as WORLD_BASE
 from align.config.base import DataSettings as DataSettings
 from align.config.base import FactKind as FactKind

@@ -18,8 +18,9 @@ RECIPES = [name for name in ALL if name not in MIXES]
 
 
 def _class(name: str) -> type[RunSettings]:
-    """The stage is the first word of a recipe's name: ``sft_plus`` is one for ``align sft``."""
-    stage = Path(name).stem.split("_")[0]
+    """The first words of a recipe's name are its stage: ``sft_plus`` is one for ``align sft``."""
+    words = Path(name).stem.split("_")
+    stage = next(s for s in ("-".join(words[:n]) for n in (2, 1)) if s in cli.STAGES)
     return getattr(config, cli.STAGES[stage].settings)
 
 

@@ -1,0 +1,400 @@
+"""``align reward audit`` from the command line on a tiny reward model, and its page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from align.reward import report_pairs
+from align.reward_model import RewardModel
+from apps import audit_page, audit_words, cli, reward_audit
+from apps.audit_words import Verdict, verdicts
+from data.jsonl import read_json, read_records, write_records
+from data.schema import HELPFULNESS, Facts, Preference, Response
+from data.world.build import read_scenes
+from data.world.language import mentioned
+from data.world.scene import OBJECTS
+from evals.report import Gallery, Table, render_report
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny fact-augmented reward model, and pairs of descriptions of the world, one true and one false."""
+    from align.models.tiny import build_tiny_llava
+
+    root = tmp_path_factory.mktemp("trained")
+    build_tiny_llava(root / "base")
+    scenes = read_scenes(world)
+    made = []
+    for i, prompt in enumerate(r for r in read_records(world / "prompts.jsonl", strict=True)):
+        assert prompt.kind == "prompt" and prompt.image is not None
+        scene = scenes[prompt.image.id]
+        false = next(name for name in OBJECTS if name not in scene.objects)
+        texts = [f"There is a {scene.objects[0]}. It stands.", f"There is a {false}."]
+        made += [
+            Preference(
+                id=f"p{i}", image=prompt.image, messages=[{"role": "user", "content": "What is there?"}],
+                responses=[Response(text=text) for text in texts], choices={HELPFULNESS: choice},
+                annotator=name, facts=prompt.facts,
+            )
+            for name, choice in (("one", 0), *((("two", i % 2),) if i < 4 else ()))
+        ]  # fmt: skip
+    write_records(root / "pairs.jsonl", made)
+    arguments = [
+        f"output={root / 'run'}", f"model.path={root / 'base'}", f"data.path={root / 'pairs.jsonl'}",
+        f"data.images={world}", "facts=[captions]", "holdout=5", "batch_size=8", "optim.lr=1e-2",
+        "report_to=[]",
+    ]  # fmt: skip
+    assert cli.main(["reward", *arguments]) == 0
+    return root
+
+
+def audit(trained: Path, output: Path, *more: str) -> int:
+    arguments = [f"reward_model={trained / 'run'}", "batch_size=8", "bootstrap=100", "fact_orders=2", *more]
+    return cli.main(["reward", "audit", *arguments, "--output", str(output)])
+
+
+@pytest.fixture(scope="module")
+def audited(trained: Path, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("audits") / "run"
+    data = (f"data.path={trained / 'pairs.jsonl'}", f"data.images={world}", f"world={world}")
+    assert audit(trained, output, *data) == 0
+    return output
+
+
+def rows_of(run: Path) -> Rows:
+    return [json.loads(line) for line in (run / "audit.jsonl").read_text("utf-8").splitlines()]
+
+
+# --- the run ---
+
+
+def test_every_response_has_every_change(audited: Path, trained: Path, world: Path) -> None:
+    rows = rows_of(audited)
+    assert len(rows) == 24 and len({(row["id"], row["response"]) for row in rows}) == 24
+    names = {"blank image", "other image", "other facts", "other context", "said twice", "true sentence"}
+    names |= {"false sentence"}
+    scenes = read_scenes(world)
+    for row in rows:
+        scene = scenes[row["image"]]
+        untold = set(scene.objects) - set(mentioned(row["text"]))
+        own = {"first sentence"} if row["response"] == 0 else set()
+        # another record may have drawn the same response
+        assert row["changes"].keys() - {"other response"} == names | own
+        for name, kind in (("true sentence", True), ("false sentence", False)):
+            (added,) = mentioned(" ".join(row["changes"][name]["added"]))
+            assert (added in untold) is kind and (kind or added not in scene.objects)
+    # the unchanged scores are those that training and studies report
+    pairs = reward_audit.pairs_of(
+        [r for r in read_records(trained / "pairs.jsonl") if isinstance(r, Preference)], "preferred"
+    )[0]
+    known: dict[tuple[str, str], float] = {}
+    found = report_pairs(RewardModel.load(trained / "run"), pairs, str(world), known=known)
+    assert {(r["id"], r["text"]): r["score"] for r in rows} == pytest.approx(known, abs=1e-5)
+    told = read_json(audited / "audit.json")
+    assert told["agreement"]["all"] == {
+        "value": found.accuracy,
+        "low": found.low,
+        "high": found.high,
+        "n": 16,
+    }
+    assert told["agreement"]["shorter_is_better"]["value"] == found.shorter_accuracy
+    assert told["length"]["correlation"]["n"] == 24
+    # two of the four pairs with two annotators
+    labelers = told["agreement"]["labelers"]
+    assert (labelers["value"], labelers["n"], labelers["source"]) == (0.5, 4, "measured")
+    assert told["changes"]["first sentence"]["n"] == 12
+    assert told["n"] == {"responses": 24, "conversations": 12, "images": 12}
+
+
+def test_the_terminal_says_what_the_page_says(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert audit(trained, tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    found = read_json(tmp_path / "run/audit.json")
+    assert found["verdicts"] and all(f"{v['subject']}: {v['text']}\n" in printed for v in found["verdicts"])
+    assert f"the page: {tmp_path / 'run/report.html'}" in printed
+    # the pairs that training held out, and captions for sentences
+    assert found["data"].endswith("pairs.jsonl (held out in training)") and found["source"] == "captions"
+    held = read_json(trained / "run/reward/reward.json")["heldout"]
+    assert found["agreement"]["all"]["n"] == held["n"] < 12
+    assert found["agreement"]["all"]["value"] == held["accuracy"]
+    for row in rows_of(tmp_path / "run"):
+        assert row["changes"]["false sentence"]["added"][0][-1] == "."
+
+
+def test_killed_and_resumed_it_ends_with_the_same_files(
+    audited: Path, trained: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (f"data.path={trained / 'pairs.jsonl'}", f"data.images={world}", f"world={world}")
+    data += ("limit=6",)
+    monkeypatch.setattr(reward_audit, "PART", 2)
+    assert audit(trained, tmp_path / "whole", *data) == 0
+    real, calls = reward_audit.measure, []
+
+    def dies(*arguments: Any) -> Iterator[dict[str, Any]]:
+        calls.append(arguments)
+        for k, row in enumerate(real(*arguments)):
+            if len(calls) == 2 and k == 3:
+                raise KeyboardInterrupt
+            yield row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reward_audit, "measure", dies)
+        assert audit(trained, tmp_path / "run", *data) == 130
+    assert [p.name for p in (tmp_path / "run/parts").iterdir()] == ["00000000.jsonl"]
+    assert audit(trained, tmp_path / "run", *data[:-1], "--resume") == 2  # another audit
+    calls.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(reward_audit, "measure", dies)
+        assert audit(trained, tmp_path / "run", *data, "--resume") == 130  # again, in the third part
+    assert len(list((tmp_path / "run/parts").iterdir())) == 2
+    assert audit(trained, tmp_path / "run", *data, "--resume") == 0
+    for name in ("audit.jsonl", "audit.json", "audit.md", "report.html"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "run/parts").exists()
+    # parts of another size are the same scores but for the padding of a batch
+    whole, parts = rows_of(audited)[:12], rows_of(tmp_path / "run")
+    assert [r["score"] for r in whole] == pytest.approx([r["score"] for r in parts], abs=1e-5)
+
+
+def test_a_part_of_other_responses_is_refused(
+    trained: Path,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copy(trained / "pairs.jsonl", tmp_path)
+    data = (f"data.path={tmp_path / 'pairs.jsonl'}", f"data.images={world}")
+    monkeypatch.setattr(reward_audit, "PART", 5)
+    monkeypatch.setattr(reward_audit, "summary", lambda *_: pytest.fail("measured"))
+    with pytest.raises(pytest.fail.Exception):
+        audit(trained, tmp_path / "run", *data)
+    text = (tmp_path / "pairs.jsonl").read_text()
+    (tmp_path / "pairs.jsonl").write_text(text.replace("It stands.", "It lies."))
+    assert audit(trained, tmp_path / "run", *data, "--resume") == 2
+    assert "00000000.jsonl: is of other responses than the data now holds" in capsys.readouterr().err
+
+
+def test_the_card_is_updated_and_the_model_is_not(trained: Path, world: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "run", tmp_path / "model")
+    folder = tmp_path / "model/reward"
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    for seed in (0, 1):
+        arguments = [f"reward_model={tmp_path / 'model'}", f"seed={seed}", "card=true", "bootstrap=100"]
+        assert cli.main(["reward", "audit", *arguments, "--output", str(tmp_path / f"run{seed}")]) == 0
+    after = {p.name: p.read_bytes() for p in folder.iterdir()}
+    card = after.pop("README.md").decode()
+    assert before.pop("README.md").decode().strip() == card.split("## Audit")[0].strip()
+    assert after == before
+    assert card.count("## Audit") == 1 and "held out in training" in card
+    found = read_json(tmp_path / "run1/audit.json")
+    assert all(f"- **{v['subject']}** ({v['kind']}): {v['text']}" in card for v in found["verdicts"])
+    # without being asked, nothing is written there
+    assert "## Audit" not in (trained / "run/reward/README.md").read_text()
+    assert torch.equal(*(RewardModel.load(p).head.linear.weight for p in (trained / "run", folder)))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["reward_model={trained}/run/reward/gone"], "reward_model: no such file"),
+        (["reward_model={trained}/alone"], "data: no data is named, and the reward model does not lie in"),
+        (["world={other}", "data.path={trained}/pairs.jsonl", "data.images={world}"], "is not a scene of"),
+        (["data.path={trained}/bare.jsonl", "data.images={world}"], "the reward model reads facts (capti"),
+        (["data.path={trained}/pairs.jsonl"], "no image root is given"),
+        (["fact_orders=1"], "fact_orders is 1, and one order shows no spread"),
+        (["repeat=[2]"], "did you mean 'repeats'?"),
+    ],
+)  # fmt: skip
+def test_faults_are_told_before_a_model_is_loaded(
+    trained: Path,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    told: str,
+) -> None:
+    monkeypatch.setattr(RewardModel, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    shutil.copytree(trained / "run/reward", trained / "alone", dirs_exist_ok=True)
+    first = next(r for r in read_records(trained / "pairs.jsonl") if isinstance(r, Preference))
+    write_records(trained / "bare.jsonl", [first.model_copy(update={"facts": Facts()})])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/scenes.jsonl").write_text("")
+    places = {"trained": trained, "world": world, "other": tmp_path / "other"}
+    assert audit(trained, tmp_path / "run", *(text.format(**places) for text in more)) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_loads_nothing(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(RewardModel, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert audit(trained, tmp_path / "run", "--dry-run") == 0
+    assert "# align reward-audit, with every setting resolved" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+# --- words and page ---
+
+
+def figure(value: float, low: float | None = None, high: float | None = None, n: int = 50) -> dict[str, Any]:
+    low, high = value - 0.1 if low is None else low, value + 0.1 if high is None else high
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def moved(value: float, size: float = 0.5) -> dict[str, Any]:
+    told = {"mean": figure(value / 2), "size": figure(size / 2), "relative": figure(value)}
+    return told | {"relative_size": figure(size, size - 0.01, size + 0.01), "falls": figure(0.7),
+                   "rises": figure(0.2), "n": 50, "tokens": 3.0}  # fmt: skip
+
+
+def found_with(**changes: Any) -> dict[str, Any]:
+    names = ("blank image", "other image", "other facts", "false sentence", "other response", "said twice")
+    share = {"value": 0.66, "low": 0.6, "high": 0.72, "n": 400}
+    found = {
+        "reward_model": "m", "facts": ["captions"], "data": "d", "source": "captions", "seed": 0,
+        "n": {"responses": 50, "conversations": 25, "images": 25}, "spread": figure(0.5),
+        "changes": {name: moved(-0.5) for name in names}, "contrasts": {"false less true": moved(-0.5)},
+        "orders": {"orders": 4, "sd": figure(0.1), "relative": figure(0.1), "changed": figure(0.05)},
+        "length": {"correlation": figure(0.0), "within": figure(0.2), "tokens": 20.0},
+        "agreement": {"target": "preferred", "all": share, "shorter": share, "equal": share, "longer": share,
+                      "shorter_is_better": share,
+                      "labelers": {"value": 0.69, "low": None, "high": None, "n": 0, "source": "thesis"}},
+    }  # fmt: skip
+    return found | changes
+
+
+def only(found: dict[str, Any], subject: str) -> Verdict:
+    return next(verdict for verdict in verdicts(found) if verdict.subject == subject)
+
+
+def test_a_sound_model_in_words() -> None:
+    found = found_with()
+    assert {v.subject: v.kind for v in verdicts(found)} == dict.fromkeys(
+        ("choices", "image", "facts", "truth", "padding", "length", "lean", "response", "order of facts"),
+        "good",
+    )
+    assert only(found, "choices").text == (
+        "Agrees with 66 % [60, 72] of 400 choices; human labelers (thesis) agree on 69 %. "
+        "About as well as can be had."
+    )
+    assert only(found, "image").text == (
+        "Looks at the image: another record's image moves the score by −0.50 spreads [−0.60, −0.40] "
+        "(70 % [60, 80] fall), a blank one by −0.50 spreads [−0.60, −0.40]."
+    )
+    assert "correlate at +0.20 [+0.10, +0.30]" in only(found, "length").text
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "subject", "kind", "begins"),
+    [
+        (("agreement", "all"), figure(0.55, 0.45, 0.65), "choices", "bad", "Agrees with 55 %"),
+        (("agreement", "all"), figure(0.62, 0.48, 0.75), "choices", "unclear", "Agrees with 62 %"),
+        (("agreement", "longer"), figure(0.8, 0.75, 0.85), "lean", "bad", "Leans on length"),
+        (("agreement", "shorter"), figure(0.8, 0.75, 0.85), "lean", "bad", "Leans on shortness"),
+        (("agreement", "shorter"), figure(0.55, 0.4, 0.7), "lean", "unclear", "Whether it leans"),
+        (("changes", "other image"), moved(0.05), "image", "unclear", "Sees the image, and does not"),
+        (("changes", "other image"), moved(0.5), "image", "bad", "Prefers another record's image"),
+        (("changes", "other facts"), moved(0.0), "facts", "unclear", "Reads the facts, and does not"),
+        (("changes", "other facts"), moved(0.0, 0.01), "facts", "bad", "Does not read the facts"),
+        (("changes", "false sentence"), moved(0.5), "padding", "bad", "A false sentence pays"),
+        (("changes", "false sentence"), moved(0.0), "padding", "unclear", "A false sentence is free"),
+        (("contrasts", "false less true"), moved(0.5), "truth", "bad", "Prefers false to true"),
+        (("contrasts", "false less true"), moved(0.0), "truth", "unclear", "Does not tell false"),
+        (("changes", "said twice"), moved(0.5), "length", "bad", "Likes length"),
+        (("changes", "said twice"), moved(0.0), "length", "unclear", "Indifferent"),
+        (("changes", "other response"), moved(0.1), "response", "bad", "Does not know which"),
+        (("orders", "relative"), figure(0.4), "order of facts", "unclear", "The order of the facts matters"),
+    ],
+)  # fmt: skip
+def test_what_is_amiss_is_said(
+    path: tuple[str, str], value: Any, subject: str, kind: str, begins: str
+) -> None:
+    found = found_with()
+    found[path[0]][path[1]] = value
+    verdict = only(found, subject)
+    assert verdict.kind == kind and verdict.text.startswith(begins)
+    others = [v for v in verdicts(found) if v.subject != subject]
+    assert {v.kind for v in others} <= {"good", "unclear"}
+
+
+def test_what_was_not_measured_is_not_spoken_of() -> None:
+    found = found_with(agreement=None, orders=None, facts=[], contrasts={}, changes={})
+    assert [v.subject for v in verdicts(found)] == ["length"]
+    assert [v.subject for v in verdicts(found_with(facts=[]))].count("facts") == 0
+    page = audit_page.page_of(found, [], [], None, 4)
+    assert not any(isinstance(s, Table) and s.title == "Agreement with choices" for s in page.sections)
+    assert "<html" in render_report(page) and "Agreement with choices" not in audit_page.markdown_of(found)
+
+
+def test_the_page_shows_what_pays_most(audited: Path, trained: Path, world: Path) -> None:
+    records = [r for r in read_records(trained / "pairs.jsonl") if isinstance(r, Preference)]
+    rows = rows_of(audited)
+    found = read_json(audited / "audit.json")
+    shown = audit_page.gallery(found, rows, reward_audit.subjects_of(records), str(world), 3)
+    assert isinstance(shown, Gallery) and len(shown.items) == 3
+    gains = sorted(
+        {i: max(r["changes"]["false sentence"]["score"] - r["score"] for r in rows if r["image"] == i)
+         for i in {r["image"] for r in rows}}.items(), key=lambda pair: -pair[1]
+    )[:3]  # fmt: skip
+    for item, (image, gain) in zip(shown.items, gains, strict=True):
+        answer = item.answers["false sentence"]
+        ((start, end),) = answer.false
+        row = next(r for r in rows if r["image"] == image and answer.text.startswith(r["text"]))
+        assert answer.text[start:end] == row["changes"]["false sentence"]["added"][0]
+        assert f"{gain / found['spread']['value']:.2f}".lstrip("-") in answer.verdict
+        assert item.image is not None and item.image.startswith(b"\x89PNG")
+    html = (audited / "report.html").read_text("utf-8")
+    assert html.count("<figure") == 8 and "Every score of every response" in html
+    markdown = (audited / "audit.md").read_text("utf-8")
+    assert markdown.count("| said twice |") == 1 and "| labelers with each other | 4 | 0.50 [" in markdown
+    assert audit_words.headlines(audited)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium here")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--disable-gpu", "--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_is_whole_in_a_browser(browser: Browser, audited: Path, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_default_timeout(180_000)
+    told: list[str] = []
+    page.on("console", lambda message: told.append(message.text))
+    page.on("request", lambda request: told.append(request.url))
+    address = (audited / "report.html").as_uri()
+    page.goto(address)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    over = """[...document.querySelectorAll("main *")].filter((e) => !e.closest(".scroll, svg, [hidden]")
+              && e.getBoundingClientRect().right > innerWidth).map((e) => e.outerHTML.slice(0, 80))"""
+    assert page.evaluate(over) == []
+    # nothing of a drawing's text hangs out of it
+    cut = """[...document.querySelectorAll("main > section > svg text")].filter((e) => {
+               const box = e.getBoundingClientRect(), svg = e.closest("svg").getBoundingClientRect();
+               return box.bottom > svg.bottom + 1 || box.left < svg.left - 1 }).map((e) => e.textContent)"""
+    assert page.evaluate(cut) == []
+    assert [line for line in told if not line.startswith("data:")] == [address]
