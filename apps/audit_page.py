@@ -8,7 +8,7 @@ from typing import Any
 
 from align.audit import BLANK, CONTEXT, FACTS, FALSE, IMAGE, SWAPPED, TRUE, Subject
 from align.padding import padded
-from apps.audit_words import LESS, NOTHING, verdicts
+from apps.audit_words import LESS, NOTHING, findings_of
 from data.thumbnail import thumbnail
 from evals.audit import MOVED
 from evals.metrics import Interval, interval_from
@@ -87,7 +87,7 @@ def findings(found: Found) -> Table:
     """What the figures say in words."""
     marks = {"good": "✓", "bad": "✗", "unclear": "?"}
     rows: list[list[Cell]] = [
-        [f"{marks[v.kind]}\u00a0{v.subject}", _unbroken(v.text)] for v in verdicts(found)
+        [f"{marks[v.kind]}\u00a0{v.subject}", _unbroken(v.text)] for v in findings_of(found)
     ]
     spread = interval(found["spread"])
     note = (

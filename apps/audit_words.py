@@ -22,7 +22,7 @@ Found = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Finding:
     """One finding. ``kind`` says whether a reward model should be so; "unclear": the data does not tell."""
 
     subject: str
@@ -30,17 +30,17 @@ class Verdict:
     text: str
 
 
-def verdicts(found: Found) -> list[Verdict]:
+def findings_of(found: Found) -> list[Finding]:
     """The findings of an audit, those first that decide whether to use the model."""
     if not found["spread"]["value"]:
         text = "All scores are equal: the model has learned nothing, or its head was lost."
-        return [Verdict("scores", "bad", text)]
+        return [Finding("scores", "bad", text)]
     told = [_agreement(found), _image(found), _facts(found), _truth(found), _padding(found)]
     told += [_length(found), _lean(found), _response(found), _orders(found)]
-    return [verdict for verdict in told if verdict is not None]
+    return [finding for finding in told if finding is not None]
 
 
-def _agreement(found: Found) -> Verdict | None:
+def _agreement(found: Found) -> Finding | None:
     if found["agreement"] is None:
         return None
     own, labelers = found["agreement"]["all"], found["agreement"]["labelers"]
@@ -50,89 +50,89 @@ def _agreement(found: Found) -> Verdict | None:
     told = f"Agrees with {_percent(own)} of {own['n']} choices; {best}."
     if own["low"] <= 0.5:
         kind: Literal["bad", "unclear"] = "bad" if own["high"] < labelers["value"] else "unclear"
-        return Verdict("choices", kind, f"{told} That is not told apart from chance.")
+        return Finding("choices", kind, f"{told} That is not told apart from chance.")
     if own["high"] < labelers["value"]:
-        return Verdict("choices", "good", f"{told} Better than chance, short of what labelers reach.")
-    return Verdict("choices", "good", f"{told} About as well as can be had.")
+        return Finding("choices", "good", f"{told} Better than chance, short of what labelers reach.")
+    return Finding("choices", "good", f"{told} About as well as can be had.")
 
 
-def _image(found: Found) -> Verdict | None:
+def _image(found: Found) -> Finding | None:
     if not {BLANK, IMAGE} <= found["changes"].keys():
         return None
     blank, other = (found["changes"][name] for name in (BLANK, IMAGE))
     if max(blank["relative_size"]["high"], other["relative_size"]["high"]) < NOTHING:
         moves = f"blanking it moves the score by {_number(blank['relative_size'], ' spreads')}"
         also = f"another image by {_number(other['relative_size'], ' spreads')}"
-        return Verdict("image", "bad", f"Does not look at the image: {moves}, {also}.")
+        return Finding("image", "bad", f"Does not look at the image: {moves}, {also}.")
     falls = f"{_shift(other['relative'])} ({_percent(other['falls'])} fall)"
     if other["relative"]["high"] < 0:
         text = f"Looks at the image: another record's image moves the score by {falls}"
-        return Verdict("image", "good", f"{text}, a blank one by {_shift(blank['relative'])}.")
+        return Finding("image", "good", f"{text}, a blank one by {_shift(blank['relative'])}.")
     if other["relative"]["low"] > 0:
-        return Verdict("image", "bad", f"Prefers another record's image: it moves the score by {falls}.")
+        return Finding("image", "bad", f"Prefers another record's image: it moves the score by {falls}.")
     text = "Sees the image, and does not tell its own from another's: with that the score moves by"
-    return Verdict("image", "unclear", f"{text} {falls}.")
+    return Finding("image", "unclear", f"{text} {falls}.")
 
 
-def _facts(found: Found) -> Verdict | None:
+def _facts(found: Found) -> Finding | None:
     if not found["facts"] or FACTS not in found["changes"]:
         return None
     other = found["changes"][FACTS]
     if other["relative_size"]["high"] < NOTHING:
         moves = f"those of another image move the score by {_number(other['relative_size'], ' spreads')}"
-        return Verdict("facts", "bad", f"Does not read the facts: {moves}.")
+        return Finding("facts", "bad", f"Does not read the facts: {moves}.")
     falls = f"{_shift(other['relative'])} ({_percent(other['falls'])} fall)"
     if other["relative"]["high"] < 0:
-        return Verdict("facts", "good", f"Reads the facts: those of another image move the score by {falls}.")
+        return Finding("facts", "good", f"Reads the facts: those of another image move the score by {falls}.")
     kind: Literal["bad", "unclear"] = "bad" if other["relative"]["low"] > 0 else "unclear"
     text = "Reads the facts, and does not hold the response to them: those of another image move the score by"
-    return Verdict("facts", kind, f"{text} {falls}.")
+    return Finding("facts", kind, f"{text} {falls}.")
 
 
-def _truth(found: Found) -> Verdict | None:
+def _truth(found: Found) -> Finding | None:
     less = found["contrasts"].get(LESS)
     if less is None:
         return None
     costs = f"{_shift(less['relative'])} against a true one (lower for {_percent(less['falls'])})"
     moves = f"a false sentence moves the score by {costs}"
     if less["relative"]["high"] < 0:
-        return Verdict("truth", "good", f"Tells false from true: {moves}.")
+        return Finding("truth", "good", f"Tells false from true: {moves}.")
     if less["relative"]["low"] > 0:
-        return Verdict("truth", "bad", f"Prefers false to true: {moves}.")
+        return Finding("truth", "bad", f"Prefers false to true: {moves}.")
     kind: Literal["bad", "unclear"] = "bad" if less["relative"]["low"] > -NOTHING else "unclear"
-    return Verdict("truth", kind, f"Does not tell false from true: {moves}.")
+    return Finding("truth", kind, f"Does not tell false from true: {moves}.")
 
 
-def _padding(found: Found) -> Verdict | None:
+def _padding(found: Found) -> Finding | None:
     """Whether a false sentence pays; a policy would add more of what does."""
     false = found["changes"].get(FALSE)
     if false is None:
         return None
     moves = f"{_shift(false['relative'])} ({_percent(false['rises'])} rise)"
     if false["relative"]["low"] > 0:
-        return Verdict("padding", "bad", f"A false sentence pays: added, it moves the score by {moves}.")
+        return Finding("padding", "bad", f"A false sentence pays: added, it moves the score by {moves}.")
     if false["relative"]["high"] < 0:
-        return Verdict("padding", "good", f"A false sentence costs: added, it moves the score by {moves}.")
-    return Verdict("padding", "unclear", f"A false sentence is free: added, it moves the score by {moves}.")
+        return Finding("padding", "good", f"A false sentence costs: added, it moves the score by {moves}.")
+    return Finding("padding", "unclear", f"A false sentence is free: added, it moves the score by {moves}.")
 
 
-def _length(found: Found) -> Verdict | None:
+def _length(found: Found) -> Finding | None:
     within = found["length"]["within"]
     told = ""
     if within["value"] is not None:
         told = f" Within conversations, score and length correlate at {_number(within, signed=True)}."
     twice = found["changes"].get(TWICE)
     if twice is None:
-        return Verdict("length", "unclear", told.strip()) if told else None
+        return Finding("length", "unclear", told.strip()) if told else None
     moves = f"the same text twice moves the score by {_shift(twice['relative'])}"
     if twice["relative"]["low"] > 0:
-        return Verdict("length", "bad", f"Likes length: {moves}.{told}")
+        return Finding("length", "bad", f"Likes length: {moves}.{told}")
     if twice["relative"]["high"] < 0:
-        return Verdict("length", "good", f"Does not pay for repetition: {moves}.{told}")
-    return Verdict("length", "unclear", f"Indifferent to repetition: {moves}.{told}")
+        return Finding("length", "good", f"Does not pay for repetition: {moves}.{told}")
+    return Finding("length", "unclear", f"Indifferent to repetition: {moves}.{told}")
 
 
-def _lean(found: Found) -> Verdict | None:
+def _lean(found: Found) -> Finding | None:
     """Whether agreement comes from one side of the lengths."""
     bins = found["agreement"]
     if bins is None or not bins["shorter"]["n"] or not bins["longer"]["n"]:
@@ -143,15 +143,15 @@ def _lean(found: Found) -> Verdict | None:
         f"on {_percent(longer)} where the longer was"
     )
     if shorter["low"] > longer["high"]:
-        return Verdict("lean", "bad", f"Leans on shortness: {told}.")
+        return Finding("lean", "bad", f"Leans on shortness: {told}.")
     if longer["low"] > shorter["high"]:
-        return Verdict("lean", "bad", f"Leans on length: {told}.")
+        return Finding("lean", "bad", f"Leans on length: {told}.")
     if min(shorter["low"], longer["low"]) > 0.5:
-        return Verdict("lean", "good", f"Agrees with short and with long choices: {told}.")
-    return Verdict("lean", "unclear", f"Whether it leans on length, these pairs do not tell: {told}.")
+        return Finding("lean", "good", f"Agrees with short and with long choices: {told}.")
+    return Finding("lean", "unclear", f"Whether it leans on length, these pairs do not tell: {told}.")
 
 
-def _response(found: Found) -> Verdict | None:
+def _response(found: Found) -> Finding | None:
     swapped = found["changes"].get(SWAPPED)
     if swapped is None:
         return None
@@ -160,12 +160,12 @@ def _response(found: Found) -> Verdict | None:
         f"({_shift(swapped['relative'])})"
     )
     if swapped["relative"]["high"] < 0:
-        return Verdict("response", "good", f"Knows which response belongs here: {told}.")
+        return Finding("response", "good", f"Knows which response belongs here: {told}.")
     kind: Literal["bad", "unclear"] = "bad" if swapped["relative"]["low"] > -NOTHING else "unclear"
-    return Verdict("response", kind, f"Does not know which response belongs here: {told}.")
+    return Finding("response", kind, f"Does not know which response belongs here: {told}.")
 
 
-def _orders(found: Found) -> Verdict | None:
+def _orders(found: Found) -> Finding | None:
     orders = found["orders"]
     if orders is None:
         return None
@@ -174,8 +174,8 @@ def _orders(found: Found) -> Verdict | None:
     if orders["changed"]["value"] is not None:
         told += f", and {_percent(orders['changed'])} of the pairs change sides in some"
     if orders["relative"]["high"] < 0.25:
-        return Verdict("order of facts", "good", f"Steady: {told}.")
-    return Verdict("order of facts", "unclear", f"The order of the facts matters: {told}.")
+        return Finding("order of facts", "good", f"Steady: {told}.")
+    return Finding("order of facts", "unclear", f"The order of the facts matters: {told}.")
 
 
 def _percent(of: Mapping[str, float | None]) -> str:
@@ -204,7 +204,7 @@ def _shift(of: Mapping[str, float | None]) -> str:
 
 def headlines(folder: Path) -> list[str]:
     """What the audit in a run directory says, a line each, for the terminal."""
-    return [f"{one['subject']}: {one['text']}" for one in read_json(folder / "audit.json")["verdicts"]]
+    return [f"{one['subject']}: {one['text']}" for one in read_json(folder / "audit.json")["findings"]]
 
 
 _HEADING = "## Audit"
@@ -218,7 +218,7 @@ def card_with(card: str, found: Found) -> str:
         f"On {found['n']['responses']} responses to {found['n']['conversations']} conversations of "
         f"`{found['data']}`. A spread is the standard deviation of all scores; 95 % intervals in brackets.",
         "",
-        *(f"- **{v.subject}** ({v.kind}): {v.text}" for v in verdicts(found)),
+        *(f"- **{v.subject}** ({v.kind}): {v.text}" for v in findings_of(found)),
         "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -36,7 +36,7 @@ from align.pairs import Pair, by_length, check_facts, hold_out, label_agreement,
 from align.reward import read_preferences
 from align.reward_model import RewardInfo, RewardModel, find_reward, read_info
 from apps.audit_page import markdown_of, page_of
-from apps.audit_words import LESS, card_with, verdicts
+from apps.audit_words import LESS, card_with, findings_of
 from data.jsonl import DataError, Rejects, read_rows, read_text, write_json, write_rows, write_text
 from data.schema import Preference
 from data.world.build import read_scenes
@@ -213,7 +213,7 @@ def summary(
         "source": "scenes" if settings.world else "captions", "seed": settings.seed,
     }  # fmt: skip
     found = told | found | {"agreement": agreement(settings, info, records, rows)}
-    return found | {"verdicts": [asdict(verdict) for verdict in verdicts(found)]}
+    return found | {"findings": [asdict(finding) for finding in findings_of(found)]}
 
 
 def agreement(
@@ -230,6 +230,7 @@ def agreement(
     records = [record for record in records if record.id in known]
     asked = {question for record in records for question in record.choices}
     target = info.target if info.target in asked else "preferred"
+    records = [r for r in records if len({response.text for response in r.responses}) > 1]
     if all((r.preferred if target == "preferred" else r.choices.get(target)) is None for r in records):
         return None
     pairs = pairs_of(records, target)[0]

@@ -34,7 +34,7 @@ from align.padding import Padding, of_captions, of_scene, padded
 from align.pictures import open_picture
 from align.render import ImageInput
 from align.reward_model import RewardInfo, RewardModel, ScoreItem
-from apps.audit_words import LESS, Verdict, verdicts
+from apps.audit_words import LESS, Finding, findings_of
 from data.jsonl import DataError
 from data.schema import Facts, Image, Message, Preference, Response
 from data.world.language import captions, mentioned
@@ -118,9 +118,9 @@ def rows_of(fake: Fake, subjects: list[Subject], root: Path, **values: Any) -> l
     return list(measure(fake, subjects, donors(subjects, told.seed), told, captions_of, str(root)))
 
 
-def judged(rows: list[dict[str, Any]], facts: Sequence[str] = ()) -> dict[str, Verdict]:
+def judged(rows: list[dict[str, Any]], facts: Sequence[str] = ()) -> dict[str, Finding]:
     found = figures(rows, {LESS: (FALSE, TRUE)})
-    return {verdict.subject: verdict for verdict in verdicts({"facts": facts, "agreement": None} | found)}
+    return {finding.subject: finding for finding in findings_of({"facts": facts, "agreement": None} | found)}
 
 
 def shifts(rows: list[dict[str, Any]], name: str) -> list[float]:

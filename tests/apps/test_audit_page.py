@@ -14,7 +14,7 @@ import torch
 from align.reward import report_pairs
 from align.reward_model import RewardModel
 from apps import audit_page, audit_words, cli, reward_audit
-from apps.audit_words import Verdict, verdicts
+from apps.audit_words import Finding, findings_of
 from data.jsonl import read_json, read_records, write_records
 from data.schema import HELPFULNESS, Facts, Preference, Response
 from data.world.build import read_scenes
@@ -124,7 +124,7 @@ def test_the_terminal_says_what_the_page_says(
     assert audit(trained, tmp_path / "run") == 0
     printed = capsys.readouterr().out
     found = read_json(tmp_path / "run/audit.json")
-    assert found["verdicts"] and all(f"{v['subject']}: {v['text']}\n" in printed for v in found["verdicts"])
+    assert found["findings"] and all(f"{v['subject']}: {v['text']}\n" in printed for v in found["findings"])
     assert f"the page: {tmp_path / 'run/report.html'}" in printed
     # the pairs that training held out, and captions for sentences
     assert found["data"].endswith("pairs.jsonl (held out in training)") and found["source"] == "captions"
@@ -133,6 +133,25 @@ def test_the_terminal_says_what_the_page_says(
     assert found["agreement"]["all"]["value"] == held["accuracy"]
     for row in rows_of(tmp_path / "run"):
         assert row["changes"]["false sentence"]["added"][0][-1] == "."
+
+
+def test_responses_without_choices(trained: Path, world: Path, tmp_path: Path) -> None:
+    records = [r for r in read_records(trained / "pairs.jsonl") if isinstance(r, Preference)]
+    same = [Response(text="Yes."), Response(text="Yes.")]
+    asked = [records[0].model_copy(update={"choices": {}}), records[2].model_copy(update={"responses": same})]
+    write_records(tmp_path / "samples.jsonl", asked)
+    data = (f"data.path={tmp_path / 'samples.jsonl'}", f"data.images={world}")
+    assert audit(trained, tmp_path / "run", *data) == 0
+    assert read_json(tmp_path / "run/audit.json")["agreement"] is None
+    assert [(r["id"], r["text"] == "Yes.") for r in rows_of(tmp_path / "run")][2:] == [("p1", True)]
+    assert "labelers" not in (tmp_path / "run/report.html").read_text("utf-8")
+
+
+def test_the_labelers_agreement_may_be_given(trained: Path, tmp_path: Path) -> None:
+    assert audit(trained, tmp_path / "run", "label_agreement=0.8") == 0
+    found = read_json(tmp_path / "run/audit.json")
+    assert "; labelers agree on 80 %." in found["findings"][0]["text"]
+    assert "Labelers: 0.80, by the settings." in (tmp_path / "run/audit.md").read_text("utf-8")
 
 
 def test_killed_and_resumed_it_ends_with_the_same_files(
@@ -202,7 +221,7 @@ def test_the_card_is_updated_and_the_model_is_not(trained: Path, world: Path, tm
     assert after == before
     assert card.count("## Audit") == 1 and "held out in training" in card
     found = read_json(tmp_path / "run1/audit.json")
-    assert all(f"- **{v['subject']}** ({v['kind']}): {v['text']}" in card for v in found["verdicts"])
+    assert all(f"- **{v['subject']}** ({v['kind']}): {v['text']}" in card for v in found["findings"])
     # without being asked, nothing is written there
     assert "## Audit" not in (trained / "run/reward/README.md").read_text()
     assert torch.equal(*(RewardModel.load(p).head.linear.weight for p in (trained / "run", folder)))
@@ -280,13 +299,13 @@ def found_with(**changes: Any) -> dict[str, Any]:
     return found | changes
 
 
-def only(found: dict[str, Any], subject: str) -> Verdict:
-    return next(verdict for verdict in verdicts(found) if verdict.subject == subject)
+def only(found: dict[str, Any], subject: str) -> Finding:
+    return next(finding for finding in findings_of(found) if finding.subject == subject)
 
 
 def test_a_sound_model_in_words() -> None:
     found = found_with()
-    assert {v.subject: v.kind for v in verdicts(found)} == dict.fromkeys(
+    assert {v.subject: v.kind for v in findings_of(found)} == dict.fromkeys(
         ("choices", "image", "facts", "truth", "padding", "length", "lean", "response", "order of facts"),
         "good",
     )
@@ -328,16 +347,16 @@ def test_what_is_amiss_is_said(
 ) -> None:
     found = found_with()
     found[path[0]][path[1]] = value
-    verdict = only(found, subject)
-    assert verdict.kind == kind and verdict.text.startswith(begins)
-    others = [v for v in verdicts(found) if v.subject != subject]
+    finding = only(found, subject)
+    assert finding.kind == kind and finding.text.startswith(begins)
+    others = [v for v in findings_of(found) if v.subject != subject]
     assert {v.kind for v in others} <= {"good", "unclear"}
 
 
 def test_what_was_not_measured_is_not_spoken_of() -> None:
     found = found_with(agreement=None, orders=None, facts=[], contrasts={}, changes={})
-    assert [v.subject for v in verdicts(found)] == ["length"]
-    assert [v.subject for v in verdicts(found_with(facts=[]))].count("facts") == 0
+    assert [v.subject for v in findings_of(found)] == ["length"]
+    assert [v.subject for v in findings_of(found_with(facts=[]))].count("facts") == 0
     page = audit_page.page_of(found, [], [], None, 4)
     assert not any(isinstance(s, Table) and s.title == "Agreement with choices" for s in page.sections)
     assert "<html" in render_report(page) and "Agreement with choices" not in audit_page.markdown_of(found)
