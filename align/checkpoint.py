@@ -50,11 +50,15 @@ T = TypeVar("T")
 
 #: settings that say where and how a run is carried out, not what it computes. ``log_every`` is none of them:
 #: it decides what metrics.jsonl holds; nor is ``save_every``: SFT logs whenever it saves
-FREE_KEYS = frozenset({"output", "resume", "dry_run", "threads", "report_to", "workers", "model.device"}) | {
-    f"{section}.{key}"
-    for section in ("endpoint", "judge.endpoint")
-    for key in ("key_env", "timeout", "retries", "per_minute", "workers", "price_input", "price_output")
-}
+FREE_KEYS = (
+    {"output", "resume", "dry_run", "threads", "report_to", "workers", "model.device"}
+    | {
+        f"{section}.{key}"
+        for section in ("endpoint", "judge.endpoint")
+        for key in ("key_env", "timeout", "retries", "per_minute", "workers", "price_input", "price_output")
+    }
+    | {"launch", "labels.file", "labels.format"}
+)
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "open_clip_torch", "bitsandbytes", "numpy")
 _CHECKPOINT = re.compile(r"step-(\d{8,})-(\d{3,})")
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

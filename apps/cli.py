@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from apps import arguments as kinds
 from apps.shipped import find_recipe
 from apps.stages import STAGES as STAGES
+from apps.stages import run_stage
 
 if TYPE_CHECKING:
     from align.config import DataSettings, RunSettings
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     The exit status is 0, 2 for a mistake in the input, 130 when interrupted; 1 where a command that looks
-    for bad records has found some.
+    for bad records has found some, 3 where rounds wait for labels.
     """
     arguments = _spelled(list(sys.argv[1:] if argv is None else argv))
     debug = os.environ.get("ALIGN_DEBUG", "0") not in ("", "0")
@@ -74,13 +75,15 @@ def _how_to_continue(arguments: list[str]) -> str:
 
 def _spelled(arguments: list[str]) -> list[str]:
     """``eval run`` is ``eval``; ``eval score``, ``compare`` and ``report`` are commands of their own, and so
-    is ``reward audit``."""
+    are ``reward audit`` and ``ppo page``."""
     if arguments[:2] == ["eval", "run"]:
         return ["eval", *arguments[2:]]
     if arguments[:1] == ["eval"] and arguments[1:2] in (["score"], ["compare"], ["report"]):
         return [f"eval-{arguments[1]}", *arguments[2:]]
     if arguments[:2] == ["reward", "audit"]:
         return ["reward-audit", *arguments[2:]]
+    if arguments[:2] == ["ppo", "page"]:
+        return ["ppo-page", *arguments[2:]]
     return arguments
 
 
@@ -131,6 +134,12 @@ def _parser(with_data: bool) -> argparse.ArgumentParser:
     )  # fmt: skip
     report.set_defaults(command=_report)
 
+    words = "a PPO run's page again: its curves, and rollouts with their pictures and rewards"
+    page = commands.add_parser("ppo-page", prog="align ppo page", help=words, description=words)
+    page.add_argument("run", type=Path, metavar="RUN", help="the run directory")
+    page.add_argument("--images", metavar="DIR", help="the image root, where the run's own is not here")
+    page.set_defaults(command=_ppo_page)
+
     demo = commands.add_parser("demo", help="the whole chain on the built-in world, from scratch")
     demo.add_argument("--quick", action="store_true", help="a smaller run of a minute or two")
     demo.add_argument(
@@ -176,6 +185,8 @@ def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
         parser.epilog = "See also: align eval score, compare and report, each with --help."
     if name == "reward":
         parser.epilog = "See also: align reward audit --help."
+    if name == "ppo":
+        parser.epilog = "See also: align ppo page RUN, which builds a run's page after the fact."
     parser.set_defaults(command=_run_stage, stage=name)
 
 
@@ -216,12 +227,14 @@ def _run_stage(args: argparse.Namespace) -> int:
     if settings.threads:
         # Before torch is imported: it reads the number once.
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
-    result = importlib.import_module(stage.module).run(settings)
+    result = run_stage(args.stage, settings)
     if settings.dry_run:
         print("dry run: settings and data are fine; nothing was computed")
         for key, name in _hub_ids(settings):
             told = f"{key} {name!r} is no folder here: it is taken as a Hub id, and was not looked up"
             print(told, file=sys.stderr)
+    elif args.stage == "rounds":
+        return _show_rounds(result, args)
     elif result is not None:
         if args.stage in ("eval", "eval-score"):
             _show_figures(result)
@@ -237,6 +250,20 @@ def _show_figures(folder: Path) -> None:
 
     print("\n".join(headlines(read_json(folder / "results.json")["benchmarks"])))
     print(f"the page: {folder / 'report.html'}")
+
+
+def _show_rounds(result: Any, args: argparse.Namespace) -> int:
+    """Where the policy is; or what is waited for and how to go on, with exit status 3."""
+    from apps.rounds.words import ended, waiting
+
+    if isinstance(result, Path):
+        print("\n".join(ended(result)))
+        print(f"done: {result}")
+        return 0
+    given = [*args.overrides, *(["--output", args.output] if args.output is not None else [])]
+    given += ["--limit", str(args.limit)] if args.limit is not None else []
+    print("\n".join(waiting(result, shlex.join(["align", "rounds", args.recipe, *given, "--resume"]))))
+    return 3
 
 
 def _show_findings(folder: Path) -> None:
@@ -283,12 +310,13 @@ def _paths(settings: Any) -> Iterator[tuple[str, Path]]:
     from align.config import is_hub_id
 
     judge = getattr(settings, "judge", None)
-    for name, model in (("model", getattr(settings, "model", None)), ("judge.local", judge and judge.local)):
+    models = [(name, getattr(settings, name, None)) for name in ("model", "reward_base")]
+    for name, model in (*models, ("judge.local", judge and judge.local)):
         if model is not None:
             for key, value in (("path", model.path), *(("adapter", adapter) for adapter in model.adapters)):
                 if not is_hub_id(value):
                     yield f"{name}.{key}", Path(value)
-    for section in ("data", "eval_data"):
+    for section in ("data", "eval_data", "prompts", "ppo_prompts"):
         data: DataSettings | None = getattr(settings, section, None)
         if data is not None:
             files = [data.path] if isinstance(data.path, str) else data.path
@@ -327,6 +355,13 @@ def _compare(args: argparse.Namespace) -> int:
     from apps import compare
 
     print(f"done: {compare.run(args.first, args.second, args.output)}")
+    return 0
+
+
+def _ppo_page(args: argparse.Namespace) -> int:
+    from apps import rollout_page
+
+    print(f"done: {rollout_page.write_page(args.run, images=args.images)}")
     return 0
 
 

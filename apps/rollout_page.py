@@ -57,21 +57,22 @@ MAIN: tuple[Chart, ...] = (
         "objective/rewards": "reward", "objective/scores": "reward model's score",
         "objective/rlhf_reward": "reward − β·KL",
     }),
-    ("Reward, part by part", "a response", {"objective/scores": "score", "reward/": ""}),
+    ("Reward, part by part", "a response", {"reward/": ""}),
     ("KL to the reference", "nats a response", {"objective/kl": "k1", "objective/kl_k3": "k3"}),
     ("Response length", "tokens", {"response/length": "length"}),
     ("Responses without an end", "share", {"response/incomplete": "incomplete"}),
-    ("Entropy", "nats a response", {"objective/entropy": "entropy"}),
+    ("Entropy", "nats a token", {"policy/entropy_avg": "entropy"}),
 )  # fmt: skip
 REST: tuple[Chart, ...] = (
     ("Clipped", "share of tokens", {"policy/clipfrac_avg": "policy", "val/clipfrac_avg": "value"}),
+    ("−log π of a response", "nats", {"objective/entropy": "−log π"}),
     ("Policy loss", "mean of tokens", {"loss/policy_avg": "policy loss"}),
     ("Value loss", "mean of tokens", {"loss/value_avg": "value loss"}),
     ("Variance that the value explains", "share", {"val/explained_var": "explained variance"}),
     ("Norm of the gradient, before clipping", "", {"policy/grad_norm": "policy", "val/grad_norm": "value"}),
     ("Speed", "tokens a second", {"rate/tokens_per_s": "tokens a second"}),
     ("Time of a step", "seconds", {"rate/rollout_s": "rollout", "rate/update_s": "update"}),
-    ("Peak memory", "", {"memory/": ""}),
+    ("Peak memory", "GB", {"rate/peak_memory_gb": "peak memory"}),
 )
 
 

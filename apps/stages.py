@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,21 @@ STAGES = {
     "best-of": Stage(
         "align.best_of", "BestOfSettings", "data.limit", "the best of n responses by a reward model"
     ),
+    "rounds": Stage(
+        "apps.rounds.run", "RoundsSettings", "prompts.limit", "sample, label, reward model and PPO in rounds"
+    ),
     "eval": Stage("apps.evaluate", "EvalSettings", "limit", "run benchmarks and write a report"),
     # spelled "align eval score"
     "eval-score": Stage("apps.score", "ScoreSettings", "limit", "score answers from files, without a model"),
 }
+
+
+def run_stage(name: str, settings: Any) -> Any:
+    """Run one stage with its settings; PPO keeps a page of its rollouts beside its metrics."""
+    run = importlib.import_module(STAGES[name].module).run
+    if name != "ppo":
+        return run(settings)
+    from apps.rollout_page import following
+
+    with following() as watch:
+        return run(settings, watch=watch)

@@ -25,6 +25,8 @@ from align.config.evaluation import JudgeSettings as JudgeSettings
 from align.config.evaluation import ScoreSettings as ScoreSettings
 from align.config.rl import PpoSettings as PpoSettings
 from align.config.rl import SymbolicSettings as SymbolicSettings
+from align.config.rounds import RoundPrompts as RoundPrompts
+from align.config.rounds import RoundsSettings as RoundsSettings
 from align.config.siblings import BestOfSettings as BestOfSettings
 from align.config.siblings import DpoSettings as DpoSettings
 from align.config.siblings import GroupSettings as GroupSettings

@@ -39,7 +39,7 @@ def measured(step: int, **changes: Any) -> dict[str, Any]:
     return {
         "step": step, "objective/kl": 0.1 * step, "objective/kl_k3": 0.1, "objective/scores": 1.0,
         "objective/rewards": 0.5, "reward/length": -0.5, "reward/mine": 0.25, "val/explained_var": "nan",
-        "rate/rollout_s": 60.0, "rate/update_s": 120.0, "memory/peak_gb": 3.0, "unheard/of": step,
+        "rate/rollout_s": 60.0, "rate/update_s": 120.0, "rate/peak_memory_gb": 3.0, "unheard/of": step,
     } | changes  # fmt: skip
 
 
@@ -76,11 +76,11 @@ def test_curves_are_those_of_the_metrics_that_are_logged(tmp_path: Path) -> None
     assert found == {
         "Reward": {"reward": [(1, 0.5), (2, 0.5)], "reward model's score": [(1, 1), (2, 1)]},
         "Reward, part by part": {
-            "score": [(1, 1), (2, 1)], "length": [(1, -0.5), (2, -0.5)], "mine": [(1, 0.25), (2, 0.25)]
+            "length": [(1, -0.5), (2, -0.5)], "mine": [(1, 0.25), (2, 0.25)]
         },
         "KL to the reference": {"k1": [(1, 0.1), (2, 0.2)], "k3": [(1, 0.1), (2, 0.1)]},
         "Time of a step": {"rollout": [(1, 60), (2, 60)], "update": [(1, 120), (2, 120)]},
-        "Peak memory": {"peak_gb": [(1, 3), (2, 3)]},
+        "Peak memory": {"peak memory": [(1, 3), (2, 3)]},
     }  # fmt: skip
     table = next(s for s in page.sections if isinstance(s, Table))
     assert table.rows == [["unheard/of", "1", "2", "1", "2"]]

@@ -1,0 +1,146 @@
+"""The labels of a round: joined with the samples by id or by content, in our layout or another's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as PilImage
+
+from align.config import RoundsSettings
+from apps.rounds.labels import awaited_file, write_labels
+from data.jsonl import DataError, read_json, read_records, write_records
+from data.schema import HALLUCINATION, HELPFULNESS, Facts, Image, Message, Preference, Response
+
+
+def pair(name: str, *texts: str, image: str | None = "a", question: str = "What is there?") -> Preference:
+    return Preference(
+        id=name,
+        image=Image(id=image, path=f"{image}.png") if image else None,
+        messages=[Message(role="user", content=question)],
+        responses=[Response(text=text, model="policy") for text in texts],
+        choices={},
+        facts=Facts(captions=[f"caption of {name}"]),
+    )
+
+
+SAMPLES = [
+    pair("one", "A cat.", "A dog."),
+    pair("two", "A cat.", "A dog.", image="b"),
+    pair("three", "Yes", " No", question="Is it?"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        PilImage.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    write_records(tmp_path / "round-2/sample/samples.jsonl", SAMPLES)
+    return tmp_path / "round-2"
+
+
+def settings(folder: Path, **labels: Any) -> RoundsSettings:
+    return RoundsSettings.model_validate({
+        "output": str(folder.parent), "model": {"path": "m"},
+        "prompts": {"path": "p", "images": str(folder.parent)}, "labels": {"by": "file"} | labels,
+    })  # fmt: skip
+
+
+def labels_of(folder: Path, **labels: Any) -> list[Preference]:
+    write_labels(settings(folder, **labels), 2, folder)
+    return read_records(folder / "labels/labels.jsonl", "preference", strict=True)  # type: ignore[return-value]
+
+
+def test_where_labels_are_awaited(folder: Path) -> None:
+    assert awaited_file(settings(folder), 2, folder) == folder / "choices.jsonl"
+    assert awaited_file(settings(folder, by="app"), 2, folder) == folder / "choices.jsonl"
+    assert awaited_file(settings(folder, file="x/r{round}.json"), 2, folder) == Path("x/r2.json")
+    assert awaited_file(settings(folder, by="simulated", world="w"), 2, folder) is None
+
+
+def test_by_id(folder: Path) -> None:
+    first = SAMPLES[0].model_copy(
+        update={"choices": {HALLUCINATION: None, HELPFULNESS: 1}, "annotator": "me"}
+    )
+    # written by people: in another order, without facts, and with a space less
+    third = pair("three", "No", "Yes", image=None, question="?").model_copy(
+        update={"choices": {"overall": 0}, "facts": Facts()}
+    )
+    write_records(folder / "choices.jsonl", [third, first])
+    found = labels_of(folder)
+    assert [record.id for record in found] == ["round-2/three", "round-2/one"]
+    three, one = found
+    assert [r.text for r in three.responses] == [" No", "Yes"] and three.preferred == 0
+    assert three.messages == SAMPLES[2].messages and three.image == SAMPLES[2].image
+    assert [f.facts.captions for f in found] == [["caption of three"], ["caption of one"]]
+    assert (one.preferred, one.annotator, one.responses) == (1, "me", SAMPLES[0].responses)
+    summary = read_json(folder / "labels/labels.json")
+    assert (summary["sampled"], summary["labelled"], summary["decided"]) == (3, 2, 2)
+    assert summary["by"] == "file" and len(summary["sha256"]) == 64
+
+
+def test_llava_rlhf_keeps_ids(folder: Path) -> None:
+    turns = [{"from": "human", "value": "<image>\nWhat is there?"}]
+    said = {"output_1": {"from": "gpt", "value": "A cat."}, "output_2": {"from": "gpt", "value": "A dog."}}
+    rows = [{"id": "two", "image": "b.png", "conversations": turns, "preference": 2} | said]
+    (folder / "choices.jsonl").write_text(json.dumps(rows))
+    (found,) = labels_of(folder, format="llava_rlhf")
+    assert (found.id, found.preferred, found.facts.captions) == ("round-2/two", 1, ["caption of two"])
+
+
+def test_trl_has_no_ids_so_picture_question_and_texts_tell(folder: Path) -> None:
+    rows = [
+        {"images": ["b.png"], "prompt": "What is there?", "chosen": "A dog.", "rejected": "A cat."},
+        {"images": ["a.png"], "prompt": "What is there?", "chosen": "A cat.", "rejected": "A dog."},
+    ]
+    file = folder.parent / "labels-2.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = labels_of(folder, format="trl", file=str(folder.parent / "labels-{round}.jsonl"))
+    assert [(r.id, r.responses[r.preferred or 0].text) for r in found] == [
+        ("round-2/two", "A dog."),
+        ("round-2/one", "A cat."),
+    ]
+
+
+def test_pairs_of_four_responses(folder: Path) -> None:
+    four = pair("four", "a", "b", "c", "d")
+    write_records(folder / "sample/samples.jsonl", [four])
+    rows = [
+        {"images": ["a.png"], "prompt": "What is there?", "chosen": "d", "rejected": x} for x in ("a", "b")
+    ]
+    (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = labels_of(folder, format="trl")
+    assert [record.id for record in found] == ["round-2/four", "round-2/four/2"]
+    assert [[r.text for r in record.responses] for record in found] == [["d", "a"], ["d", "b"]]
+
+
+def test_two_annotators_of_one_pair(folder: Path) -> None:
+    write_records(
+        folder / "choices.jsonl",
+        [SAMPLES[0].model_copy(update={"choices": {"overall": i}, "annotator": f"p{i}"}) for i in (0, 1)],
+    )
+    assert [(r.id, r.annotator) for r in labels_of(folder)] == [("round-2/one", "p0"), ("round-2/one", "p1")]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (pair("one", "A cat.", "A bird."), r"1 of its records compare what round 2 did not sample \('one'\)"),
+        (pair("new", "A cat.", "A dog.", question="Why?"), r"did not sample \('new'\); label this round's"),
+        (pair("one", "A cat.", "A dog."), "choices: none of 1 records has a choice between its responses"),
+    ],
+)
+def test_labels_that_do_not_do(folder: Path, record: Preference, message: str) -> None:
+    decided = {} if "none of" in message else {"overall": 0}
+    write_records(folder / "choices.jsonl", [record.model_copy(update={"choices": decided})])
+    with pytest.raises(DataError, match=rf"choices\.jsonl: .*{message}"):
+        labels_of(folder)
+    assert not (folder / "labels").exists()
+
+
+def test_a_broken_file_is_told_by_line(folder: Path) -> None:
+    (folder / "choices.jsonl").write_text("{oops\n")
+    with pytest.raises(DataError, match=r"choices\.jsonl:1: "):
+        labels_of(folder)
