@@ -126,7 +126,9 @@ def _length(found: Found) -> Finding | None:
         return Finding("length", "unclear", told.strip()) if told else None
     moves = f"the same text twice moves the score by {_shift(twice['relative'])}"
     if twice["relative"]["low"] > 0:
-        return Finding("length", "bad", f"Likes length: {moves}.{told}")
+        # with repetition alone it may still not prefer what is longer and says more
+        likes = "Likes length" if told and within["low"] > 0 else "Pays for repetition"
+        return Finding("length", "bad", f"{likes}: {moves}.{told}")
     if twice["relative"]["high"] < 0:
         return Finding("length", "good", f"Does not pay for repetition: {moves}.{told}")
     return Finding("length", "unclear", f"Indifferent to repetition: {moves}.{told}")

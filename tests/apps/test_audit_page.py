@@ -338,6 +338,7 @@ def test_a_sound_model_in_words() -> None:
         (("contrasts", "false less true"), moved(0.0), "truth", "unclear", "Does not tell false"),
         (("changes", "said twice"), moved(0.5), "length", "bad", "Likes length"),
         (("changes", "said twice"), moved(0.0), "length", "unclear", "Indifferent"),
+        (("length", "within"), figure(-0.2), "length", "good", "Does not pay for repetition"),
         (("changes", "other response"), moved(0.1), "response", "bad", "Does not know which"),
         (("orders", "relative"), figure(0.4), "order of facts", "unclear", "The order of the facts matters"),
     ],
@@ -351,6 +352,17 @@ def test_what_is_amiss_is_said(
     assert finding.kind == kind and finding.text.startswith(begins)
     others = [v for v in findings_of(found) if v.subject != subject]
     assert {v.kind for v in others} <= {"good", "unclear"}
+
+
+def test_a_liking_for_repetition_is_none_for_length() -> None:
+    found = found_with()
+    found["changes"]["said twice"] = moved(0.5)
+    found["length"]["within"] = figure(-0.2)
+    assert only(found, "length").kind == "bad"
+    assert only(found, "length").text == (
+        "Pays for repetition: the same text twice moves the score by +0.50 spreads [+0.40, +0.60]. "
+        "Within conversations, score and length correlate at −0.20 [−0.30, −0.10]."
+    )
 
 
 def test_what_was_not_measured_is_not_spoken_of() -> None:
