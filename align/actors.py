@@ -3,7 +3,9 @@ is the base with its adapters off. A reward model of another base keeps its own 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from align.checkpoint import load_state, load_tensors, save_state, save_tensors
-from align.config import PpoSettings
+from align.config import ModelSettings, PpoSettings
 from align.folders import new_folder
 from align.generate import Generated, Item, join
 from align.models.lmm import (
@@ -27,6 +29,7 @@ from align.models.lmm import (
     token_logprobs,
     use_adapter,
 )
+from align.models.memory import any_process, checkpointed, shard
 from align.render import Renderer
 from align.reward_model import (
     RewardModel,
@@ -41,6 +44,17 @@ from data.jsonl import write_json, write_text
 
 POLICY, VALUE = "policy", "value"
 LEARNERS = (POLICY, VALUE)
+
+
+@dataclass
+class Judged:
+    """What is said of B responses, token by token: each (B, R) float32, 0 at padding."""
+
+    logprobs: Tensor
+    #: of the policy's distribution, in nats
+    entropy: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
 
 
 @dataclass
@@ -90,6 +104,7 @@ class Actors:
     def __init__(self, lmm: Lmm, reward: RewardModel, value_head: ScalarHead, temperature: float) -> None:
         self.lmm, self.reward, self.value_head = lmm, reward, value_head
         self.temperature = temperature
+        self.gradient_checkpointing = False
         self.renderer = Renderer(lmm.processor)
 
     @classmethod
@@ -99,11 +114,13 @@ class Actors:
         The policy starts as the base. The value model starts as the reward model (thesis, 9.3) where that has
         the policy's base, else from zero on the policy's base.
         """
-        lmm = load(settings.model)
+        lmm = load(_whole_on_cpu(settings.model) if settings.shard_base else settings.model)
         folder = find_reward(settings.reward_model)
         shared = same_base(read_info(folder).model, settings.model)
         lmm.model = add_adapters(lmm.model, settings.lora, [POLICY] if shared else LEARNERS)
-        reward = RewardModel.load(folder, lmm, base=settings.model)
+        reward = RewardModel.load(
+            folder, lmm, base=_whole_on_cpu(settings.model) if settings.shard_base else settings.model
+        )
         if shared:
             attach(lmm, folder, VALUE, trainable=True)
             head = load_head(folder, lmm)
@@ -113,7 +130,19 @@ class Actors:
         # no dropout: the ratio of new to old policy must compare one function
         lmm.model.eval()
         reward.lmm.model.eval()
-        return cls(lmm, reward, head, settings.generate.temperature)
+        actors = cls(lmm, reward, head, settings.generate.temperature)
+        actors.gradient_checkpointing = settings.gradient_checkpointing
+        if settings.shard_base:
+            actors.split(torch.device(settings.model.device))
+        return actors
+
+    def split(self, device: torch.device) -> None:
+        """Split the frozen weights of all bases over the processes: :func:`align.models.memory.shard`."""
+        for lmm in {id(lmm): lmm for lmm in (self.lmm, self.reward.lmm)}.values():
+            shard(lmm.model, device)
+            lmm.any_going = functools.partial(any_process, device=device)
+        self.value_head.to(device)
+        self.reward.head.to(device)
 
     def use(self, name: str) -> None:
         """Make the adapter ``name`` the active one; those of ``LEARNERS`` learn, whichever is active."""
@@ -121,10 +150,21 @@ class Actors:
 
     def logprobs(self, sampled: Sampled, rows: Sequence[int]) -> Tensor:
         """(b, r) log-probabilities of the responses under the active adapter; r is their longest."""
+        return self.logprobs_and_entropy(sampled, rows, with_entropy=False)[0]
+
+    def logprobs_and_entropy(
+        self, sampled: Sampled, rows: Sequence[int], with_entropy: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same, and the entropy of each of their distributions (b, r)."""
         batch, features, width = sampled.batch(rows)
         return token_logprobs(
-            self.lmm.model, batch, features, response_len=width, temperature=self.temperature
-        )[0]
+            self.lmm.model,
+            batch,
+            features,
+            response_len=width,
+            temperature=self.temperature,
+            with_entropy=with_entropy,
+        )
 
     def values(self, sampled: Sampled, rows: Sequence[int]) -> Tensor:
         """(b, r) values of the states ahead of each response token, under the active adapter."""
@@ -132,25 +172,35 @@ class Actors:
         hidden = hidden_states(self.lmm.model, batch, features)
         return self.value_head(hidden[:, -width - 1 : -1])
 
-    @torch.no_grad()
-    def judge_tokens(self, sampled: Sampled, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities of policy and reference, and values, each (B, R) float32 and 0 at padding."""
-        mask = sampled.generated.response_mask
-        found = [torch.zeros(mask.shape, device=mask.device) for _ in range(3)]
+    def checkpointed(self) -> AbstractContextManager[None]:
+        """Inside, activations of passes with gradients are computed again, if the settings ask for it."""
+        return checkpointed(self.lmm.model, self.gradient_checkpointing)
 
-        def fill(out: Tensor, forward: Callable[[Sampled, Sequence[int]], Tensor]) -> None:
-            for rows in sampled.split(range(len(mask)), size):
-                part = forward(sampled, rows)
-                index = torch.tensor(rows, device=mask.device)
-                out[index, : part.shape[1]] = part.float() * mask[index, : part.shape[1]]
+    @torch.no_grad()
+    def judge_tokens(self, sampled: Sampled, size: int) -> Judged:
+        """What policy, reference and value model say of every token; ``size`` rows a pass."""
+        mask = sampled.generated.response_mask
+        policy, entropy, reference, values = (torch.zeros(mask.shape, device=mask.device) for _ in range(4))
+        parts = [
+            (rows, torch.tensor(rows, device=mask.device)) for rows in sampled.split(range(len(mask)), size)
+        ]
+
+        def put(out: Tensor, index: Tensor, part: Tensor | None) -> None:
+            assert part is not None
+            out[index, : part.shape[1]] = part.float() * mask[index, : part.shape[1]]
 
         self.use(POLICY)
-        fill(found[0], self.logprobs)
+        for rows, index in parts:
+            found = self.logprobs_and_entropy(sampled, rows)
+            put(policy, index, found[0])
+            put(entropy, index, found[1])
         with adapters_off(self.lmm.model):
-            fill(found[1], self.logprobs)
+            for rows, index in parts:
+                put(reference, index, self.logprobs(sampled, rows))
         self.use(VALUE)
-        fill(found[2], self.values)
-        return found[0], found[1], found[2]
+        for rows, index in parts:
+            put(values, index, self.values(sampled, rows))
+        return Judged(policy, entropy, reference, values)
 
     def named_parameters(self, name: str) -> list[tuple[str, torch.nn.Parameter]]:
         """What learns of the policy or the value model, in a fixed order."""
@@ -177,6 +227,11 @@ class Actors:
             write_json(folder / "policy.json", {"model": settings.model.model_dump(mode="json")})
             write_text(folder / "README.md", card)
         return directory
+
+
+def _whole_on_cpu(model: ModelSettings) -> ModelSettings:
+    """Where a base is read that is then split: whole, it might not fit the device."""
+    return model.model_copy(update={"device": "cpu"})
 
 
 @dataclass

@@ -92,11 +92,18 @@ def sampler(temperature: float, top_p: float = 1.0) -> Choose:
 
 @torch.no_grad()
 def decode(
-    base: Any, state: Read, choose: Choose, ends: Sequence[int], never: Sequence[int], max_new_tokens: int
+    base: Any,
+    state: Read,
+    choose: Choose,
+    ends: Sequence[int],
+    never: Sequence[int],
+    max_new_tokens: int,
+    any_going: Callable[[bool], bool] = bool,
 ) -> list[tuple[list[int], bool]]:
     """Each row's tokens (its end token included) and whether the end came; ``state`` is used up.
 
-    ``ends`` are end tokens, ``never`` are never chosen.
+    ``ends`` are end tokens, ``never`` are never chosen. ``any_going``: :attr:`Lmm.any_going`; as long as it
+    is true one row goes on, unheard.
     """
     found: list[list[int]] = [[] for _ in state.mask]
     complete = [False] * len(found)
@@ -109,8 +116,9 @@ def decode(
                 found[row].append(token)
                 complete[row] = token in ends
         going = [k for k, row in enumerate(left) if not complete[row]]
-        if not going or step + 1 == max_new_tokens:
+        if not any_going(bool(going)) or step + 1 == max_new_tokens:
             break
+        going = going or [0]
         if len(going) <= (1 - LEAVING) * len(left):
             rows = torch.tensor(going, device=chosen.device)
             state.keep(rows)

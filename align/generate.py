@@ -236,21 +236,25 @@ def _run(
     # an image token in a response would ask for features when the response is scored
     never = [renderer.image_token_id]
     config = decoding(settings, ends, renderer.pad_id, num_return=num_return, never=never)
+    together = lmm.any_going is not None
     if not is_llava(base):
         batch = move(renderer.prompt_batch(items), lmm.device)
-        ids = base.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
+        ids = base.generate(**batch, generation_config=config, synced_gpus=together)
+        ids = ids[:, batch["input_ids"].shape[1] :]
         return batch["input_ids"], batch["attention_mask"], ids, None
     batch = move(renderer.prompt_batch(_encode_once(lmm, renderer, items)), lmm.device)
     features = image_features(base, batch)
     inputs, mask = embed(base, batch, features), batch["attention_mask"]
     if not decode.is_able(lmm):
-        ids = base.generate(inputs_embeds=inputs, attention_mask=mask, generation_config=config)
+        ids = base.generate(
+            inputs_embeds=inputs, attention_mask=mask, generation_config=config, synced_gpus=together
+        )
         return batch["input_ids"], mask, ids, features
     state = decode.read(base, inputs, mask)
     if num_return > 1:
         state.keep(torch.arange(len(mask), device=lmm.device).repeat_interleave(num_return))
     choose = decode.sampler(settings.temperature, settings.top_p) if settings.temperature else decode.greedy
-    said = decode.decode(base, state, choose, ends, never, settings.max_new_tokens)
+    said = decode.decode(base, state, choose, ends, never, settings.max_new_tokens, lmm.any_going or bool)
     rows = [torch.tensor(tokens, device=lmm.device) for tokens, _ in said]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=renderer.pad_id)
     return batch["input_ids"], mask, ids, features

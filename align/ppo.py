@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +25,7 @@ from align.diagnose import PpoError as PpoError
 from align.diagnose import check_finite, check_fresh
 from align.generate import Item, rollout_tokens
 from align.models.lmm import check_model
+from align.models.memory import peak_memory
 from align.pairs import check_facts
 from align.pictures import encode_pictures, open_pictures
 from align.render import ImageInput
@@ -41,11 +43,15 @@ from align.rl import (
 )
 from align.rollout_log import append_rollouts, truncate_rollouts
 from align.schedule import lr_factor, permutation, step_seed, stream
+from align.user_rewards import find_functions, user_parts
 from data.jsonl import Rejects, write_json
 from data.load import load
 from data.schema import Message, Prompt
 
 log = logging.getLogger(__name__)
+
+#: is told of a run directory that has something new
+Watch: TypeAlias = Callable[[Path], None]
 
 #: per-token means of an update
 LOSSES = (
@@ -57,8 +63,10 @@ LOSSES = (
 )
 
 
-def run(settings: PpoSettings) -> Path:
+def run(settings: PpoSettings, watch: Watch | None = None) -> Path:
     """Train a policy, and return the folder of its adapter (``<output>/policy``).
+
+    ``watch`` is called with the run directory after every step, in the main process.
 
     Rollouts, mini-batches and facts follow from (seed, step), so a run that was killed at any time and
     resumed gives the same metrics (but for ``rate/*`` and ``eps``) and weights, bit for bit where the
@@ -96,17 +104,18 @@ def run(settings: PpoSettings) -> Path:
         if not directory.is_done:
             if main:
                 rejects.write(directory.path / "rejects.jsonl")
-            Ppo(settings, prompts, accelerator, directory).train()
+            Ppo(settings, prompts, accelerator, directory).train(watch)
         accelerator.wait_for_everyone()
     return directory.path / "policy"
 
 
 def check(settings: PpoSettings) -> None:
-    """Raise PpoError for settings that cannot work together."""
+    """Raise PpoError for settings that cannot work together, RewardPartError for a reward that is none."""
     if settings.generate.temperature <= 0:
         raise PpoError("generate.temperature is 0; PPO samples its rollouts, use 1.0")
     if settings.generate.top_p < 1:
         log.warning("generate.top_p < 1: responses are not samples of the policy, the KL is biased; use 1.0")
+    find_functions(settings.user_rewards)
     if settings.minibatch > settings.rollouts:
         raise PpoError(f"minibatch {settings.minibatch} exceeds rollouts {settings.rollouts}; lower it")
 
@@ -138,12 +147,13 @@ class Ppo:
         self.settings, self.prompts = settings, prompts
         self.accelerator, self.directory = accelerator, directory
         torch.manual_seed(settings.seed)
-        if settings.model.device == "auto" and accelerator.num_processes > 1:
+        if settings.model.device == "auto" and (accelerator.num_processes > 1 or settings.shard_base):
             placed = settings.model.model_copy(update={"device": str(accelerator.device)})
             settings = settings.model_copy(update={"model": placed})
         self.actors = Actors.load(settings)
         #: of one forward pass without gradients
         self.rows_at_once = settings.micro_batch or settings.minibatch // accelerator.num_processes
+        self.functions = find_functions(settings.user_rewards)
         self.rates = {POLICY: settings.optim.lr, VALUE: settings.value_lr or settings.optim.lr}
         groups = [
             {"params": [p for _, p in self.actors.named_parameters(name)], "lr": self.rates[name]}
@@ -153,7 +163,7 @@ class Ppo:
         optimizer = torch.optim.AdamW(groups, betas=optim.betas, weight_decay=optim.weight_decay)
         self.training = Training(self.actors, optimizer, {})
 
-    def train(self) -> None:
+    def train(self, watch: Watch | None = None) -> None:
         """All steps, from the newest checkpoint when resuming; ends with the saved policy and DONE."""
         s, directory = self.settings, self.directory
         start = self.resume() if s.resume else 0
@@ -176,6 +186,7 @@ class Ppo:
                         "rate/tokens_per_s": tokens / (ended - began),
                         "rate/rollout_s": rolled - began,
                         "rate/update_s": ended - rolled,
+                        "rate/peak_memory_gb": peak_memory(self.actors.lmm.device),
                         "eps": s.rollouts / (ended - began),
                     },
                 )
@@ -186,7 +197,10 @@ class Ppo:
                     rollout,
                     s.dump_rollouts,
                     self.actors.renderer.decode,
+                    lambda p, step=step: self.actors.reward.facts_of(p.id, p.facts, self.facts_seed(step)),
                 )
+                if watch is not None:
+                    watch(directory.path)
             if stopped is not None:
                 break
             self.keep(step + 1)
@@ -213,7 +227,8 @@ class Ppo:
             actors.lmm, actors.renderer, items, s.generate, seed=step_seed(s.seed, "rollout", step, rank)
         )
         sampled = Sampled(made, items, actors.renderer)
-        logprobs, reference, values = actors.judge_tokens(sampled, self.rows_at_once)
+        judged = actors.judge_tokens(sampled, self.rows_at_once)
+        logprobs, reference, values = judged.logprobs, judged.ref_logprobs, judged.values
         if step == 0:
             check_fresh(logprobs, reference)
         scores, parts = self.score(step, prompts, pictures, sampled)
@@ -228,6 +243,7 @@ class Ppo:
             mask=mask,
             complete=made.complete,
             logprobs=logprobs,
+            entropy=judged.entropy,
             ref_logprobs=reference,
             values=values,
             scores=scores,
@@ -238,6 +254,10 @@ class Ppo:
             returns=returns,
         )
         return prompts, sampled, rollout
+
+    def facts_seed(self, step: int) -> str:
+        """What decides the order in which the reward model reads a prompt's facts."""
+        return f"{self.settings.seed}/{step}"
 
     def score(
         self, step: int, prompts: Sequence[Prompt], pictures: Sequence[ImageInput], sampled: Sampled
@@ -256,10 +276,11 @@ class Ppo:
             ScoreItem(p.id, messages, text, p.facts, image)
             for p, (messages, _), text, image in zip(prompts, sampled.items, texts, seen)
         ]
-        scores = reward.score(answers, seed=f"{s.seed}/{step}", batch_size=self.rows_at_once)
+        scores = reward.score(answers, seed=self.facts_seed(step), batch_size=self.rows_at_once)
         scores = scores.to(made.response_mask.device)
         limit, complete = s.generate.max_new_tokens, made.complete.tolist()
         parts = symbolic(prompts, texts, lengths, complete, s.symbolic, limit)
+        parts |= user_parts(self.functions, s.user_rewards, prompts, texts)
         return scores, {name: part.to(scores) for name, part in parts.items()}
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
@@ -275,13 +296,18 @@ class Ppo:
             "objective/rewards": rollout.rewards,
             "objective/non_score_reward": penalty,
             "objective/rlhf_reward": rollout.rewards + penalty,
+            "reward/model": self.settings.reward_scale * rollout.scores,
             **{f"reward/{name}": part for name, part in rollout.parts.items()},
             "response/length": mask.sum(1).float(),
             "response/incomplete": (~rollout.complete).float(),
         }
         means = self.mean(torch.stack([x.float().mean() for x in per_row.values()]))
         explained = self.mean(explained_variance(rollout.values, rollout.returns, mask))
-        return dict(zip(per_row, means.tolist())) | {"val/explained_var": float(explained)}
+        entropy = self.sum(rollout.entropy.sum()) / self.sum(mask.sum().float())
+        return dict(zip(per_row, means.tolist())) | {
+            "val/explained_var": float(explained),
+            "policy/entropy_avg": float(entropy),
+        }
 
     def watch_kl(self, step: int, kl: float) -> str | None:
         """Why to stop, or None. Keeps the policy of the newest step within ``max_kl``, and puts it back."""
@@ -312,7 +338,8 @@ class Ppo:
                 len(rollout), s.seed, "minibatch", step, epoch, self.accelerator.process_index
             )
             for start in range(0, len(order), size):
-                found.append(self.gradient_step(step, order[start : start + size], sampled, rollout))
+                with self.actors.checkpointed():
+                    found.append(self.gradient_step(step, order[start : start + size], sampled, rollout))
         means = {name: sum(f[name] for f in found) / len(found) for name in found[0]}
         return means | {"lr": self.rates[POLICY] * factor, "lr/value": self.rates[VALUE] * factor}
 
@@ -326,6 +353,8 @@ class Ppo:
         sums = torch.zeros(5, device=tokens.device)
         optimizer.zero_grad(set_to_none=True)
         for name in LEARNERS:
+            # each part's backward pass comes ahead of the next switch: activations that are computed again
+            # would be those of the wrong adapter
             actors.use(name)
             for part in sampled.split(rows, s.micro_batch or len(rows)):
                 at = torch.tensor(part, device=rollout.mask.device)

@@ -28,6 +28,7 @@ class Rollout:
     mask: Tensor  #: (B, R), 1 at real response tokens
     complete: Tensor  #: (B,) bool: the end token came
     logprobs: Tensor  #: (B, R) of the policy that sampled them
+    entropy: Tensor  #: (B, R) of the policy's distribution, in nats
     ref_logprobs: Tensor  #: (B, R) of the frozen reference
     values: Tensor  #: (B, R)
     scores: Tensor  #: (B,) the reward model's, unscaled

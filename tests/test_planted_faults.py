@@ -111,7 +111,7 @@ FAULTS = [
     Fault("the reference is the policy", actors.Actors.judge_tokens,
           "with adapters_off(self.lmm.model):", "if True:",
           test_ppo_step.test_log_probabilities_of_a_trained_policy_at_its_temperature),
-    Fault("scored at temperature 1", actors.Actors.logprobs,
+    Fault("scored at temperature 1", actors.Actors.logprobs_and_entropy,
           "temperature=self.temperature", "temperature=1.0",
           test_ppo_step.test_log_probabilities_of_a_trained_policy_at_its_temperature),
     Fault("values read one position late", actors.Actors.values,

@@ -25,6 +25,7 @@ from align.config.evaluation import JudgeSettings as JudgeSettings
 from align.config.evaluation import ScoreSettings as ScoreSettings
 from align.config.rl import PpoSettings as PpoSettings
 from align.config.rl import SymbolicSettings as SymbolicSettings
+from align.config.rl import UserReward as UserReward
 from align.config.rounds import RoundPrompts as RoundPrompts
 from align.config.rounds import RoundsSettings as RoundsSettings
 from align.config.siblings import BestOfSettings as BestOfSettings

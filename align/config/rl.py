@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from align.config.base import (
     DataSettings,
@@ -15,6 +16,9 @@ from align.config.base import (
     RunSettings,
     Settings,
 )
+
+#: the rewards that are built in, as logged: reward/<name>
+PARTS = ("model", "correctness", "length", "incomplete")
 
 
 class SymbolicSettings(Settings):
@@ -36,6 +40,16 @@ class SymbolicSettings(Settings):
     incomplete: float = -8.0
 
 
+class UserReward(Settings):
+    """A reward of one's own: ``function(prompts, responses, **options)`` returns a number a response."""
+
+    #: module:function, importable from the current directory or PYTHONPATH
+    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+    weight: float = Field(1.0, allow_inf_nan=False)
+    #: further arguments, by name
+    options: dict[str, str | float | bool | list[str]] = {}
+
+
 class PpoSettings(RunSettings):
     model: ModelSettings
     #: run directory (or its ``reward`` folder) of a reward model
@@ -49,6 +63,8 @@ class PpoSettings(RunSettings):
     lora: LoraSettings = LoraSettings()
     generate: GenerateSettings = GenerateSettings()
     symbolic: SymbolicSettings = SymbolicSettings()
+    #: rewards of one's own by name; each is logged apart as reward/<name>
+    user_rewards: dict[str, UserReward] = {}
     steps: int = Field(500, ge=1)
     rollouts: int = Field(512, ge=2)
     #: passes over each batch of rollouts, and rollouts per gradient step
@@ -56,6 +72,10 @@ class PpoSettings(RunSettings):
     minibatch: int = Field(256, ge=1)
     #: rollouts per forward pass inside a gradient step (accumulated exactly); None = minibatch
     micro_batch: int | None = Field(None, ge=1)
+    #: run the layers again in the backward pass instead of keeping their activations
+    gradient_checkpointing: bool = False
+    #: split the frozen base over the processes (FSDP2); the adapters stay whole in each
+    shard_base: bool = False
     kl_coef: float = Field(0.1, ge=0)
     kl_form: Literal["k1", "k3"] = "k1"
     #: stop the run when the mean summed KL of a rollout batch exceeds this; 0 = never
@@ -72,3 +92,24 @@ class PpoSettings(RunSettings):
     keep_every: int = Field(0, ge=0)
     #: rollouts of each step written to rollouts.jsonl
     dump_rollouts: int = Field(8, ge=0)
+    #: a step is minutes of work with a large model, and its checkpoint holds adapters alone
+    save_every: int = Field(1, ge=0)
+
+    @field_validator("user_rewards")
+    @classmethod
+    def _names(cls, rewards: dict[str, UserReward]) -> dict[str, UserReward]:
+        for name in rewards:
+            if name in PARTS or not re.fullmatch(r"[A-Za-z]\w*", name):
+                raise ValueError(
+                    f"{name!r} is taken or no name; use letters, digits and _, and none of {PARTS}"
+                )
+        return rewards
+
+    @model_validator(mode="after")
+    def _whole_base(self) -> PpoSettings:
+        if self.shard_base and self.model.bits:
+            raise ValueError(
+                f"shard_base splits weights of 16 or 32 bits, and model.bits is {self.model.bits}; "
+                "drop one of them"
+            )
+        return self

@@ -10,13 +10,14 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -41,6 +42,9 @@ from align.models.quantized import keep_unpacked, quantization, quantize
 
 Batch = dict[str, Any]
 
+#: entries of the largest matrix of logits that is kept whole, 256 MB in float32
+LOGITS_AT_ONCE = 2**26
+
 # it warns of an optional kernel each time PEFT imports it
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 if not sys.stderr.isatty():
@@ -56,10 +60,13 @@ class Lmm:
     path: str | None = None
     #: what its responses are signed with: the last adapter merged into it, or ``path``
     name: str | None = None
+    #: for weights that are split over processes, which must go through the layers equally often: whether any
+    #: process still goes on, given whether this one does
+    any_going: Callable[[bool], bool] | None = None
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return unwrap(self.model).get_input_embeddings().weight.device
 
     @property
     def tokenizer(self) -> Any:
@@ -309,9 +316,32 @@ def token_logprobs(
 def logprobs_of(
     model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Score ``targets`` (B, R) from the hidden states (B, R, H) that predict them; see ``token_logprobs``."""
+    """Score ``targets`` (B, R) from the hidden states (B, R, H) that predict them; see ``token_logprobs``.
+
+    Of a large vocabulary and many positions the logits would take more memory than the model. Then rows are
+    scored a few positions at a time, and with gradients each part is computed again in the backward pass.
+    """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; log-probabilities need a positive one")
+    rows = max(1, LOGITS_AT_ONCE // _vocabulary(model))
+    if targets.numel() <= rows:
+        return _score(model, hidden, targets, temperature, with_entropy)
+    found = [
+        checkpoint(_score, model, *part, temperature, with_entropy, use_reentrant=False)
+        for part in zip(hidden.flatten(0, 1).split(rows), targets.flatten().split(rows))
+    ]
+    chosen = torch.cat([one for one, _ in found]).view_as(targets)
+    return chosen, torch.cat([other for _, other in found]).view_as(targets) if with_entropy else None
+
+
+def _vocabulary(model: Any) -> int:
+    return unwrap(model).get_output_embeddings().weight.shape[0]
+
+
+def _score(
+    model: Any, hidden: Tensor, targets: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(..., H) and (...) -> log-probabilities (...) and entropies (...)."""
     logits = next_logits(model, hidden)
     logits = logits / temperature
     norm = logits.logsumexp(-1)

@@ -118,7 +118,8 @@ def sampled(actors: Actors) -> Sampled:
 
 
 def test_a_fresh_policy_is_its_reference(actors: Actors, sampled: Sampled):
-    policy, reference, _ = actors.judge_tokens(sampled, 3)
+    judged = actors.judge_tokens(sampled, 3)
+    policy, reference = judged.logprobs, judged.ref_logprobs
     assert torch.equal(policy, reference)
     assert bool((policy < 0).any())
 
@@ -137,7 +138,7 @@ def test_the_value_model_starts_as_the_reward_model(world: Path, actors: Actors)
 def test_batching_and_padding_change_nothing(actors: Actors, sampled: Sampled):
     whole = actors.judge_tokens(sampled, 6)
     single = actors.judge_tokens(sampled, 1)
-    for a, b in zip(whole, single):
+    for a, b in zip(vars(whole).values(), vars(single).values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
         assert bool((a[sampled.generated.response_mask == 0] == 0).all())
 
@@ -154,7 +155,7 @@ def test_log_probabilities_are_those_of_the_sampler(actors: Actors, sampled: Sam
         logits = base(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).logits
     n = int(made.response_mask[row].sum())
     expected = logits[0, -n - 1 : -1].log_softmax(-1).gather(1, ids[0, -n:, None])[:, 0]
-    found = actors.judge_tokens(sampled, 6)[0][row, :n]
+    found = actors.judge_tokens(sampled, 6).logprobs[row, :n]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 

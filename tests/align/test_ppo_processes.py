@@ -20,14 +20,17 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
+from align import decode
 from align import ppo as stage
-from align.actors import LEARNERS, POLICY, Sampled
+from align.actors import LEARNERS, POLICY, Actors, Sampled
 from align.checkpoint import RunDir
 from align.config import PpoSettings
-from align.generate import Generated
+from align.generate import Generated, Item, rollout_tokens
+from align.models.lmm import adapter_of
 from align.ppo import Ppo, read_prompts, run
 from align.rl import Rollout
 from data.jsonl import read_json, write_json
+from data.schema import Message
 from tests.align.test_ppo import metrics, settings, world  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,13 +80,21 @@ def share(sampled: Sampled, rollout: Rollout, rows: Sequence[int]) -> tuple[Samp
 def work(folder: Path, output: Path) -> None:
     """What each process does: a whole run of one step, then the update on its share of given rollouts."""
     train = Ppo.train
+    held: dict[str, int] = {}
 
-    def watched(self: Ppo) -> None:
-        train(self)
-        save_file(self.actors.weights(), output / f"run-{self.accelerator.process_index}.safetensors")
+    def watched(self: Ppo, *args: Any) -> None:
+        train(self, *args)
+        name = self.directory.path.name
+        save_file(self.actors.weights(), output / f"{name}-{self.accelerator.process_index}.safetensors")
+        base = [p for n, p in self.actors.lmm.model.named_parameters() if adapter_of(n) is None]
+        held[name] = sum(getattr(p, "_local_tensor", p).numel() for p in base)
 
     stage.Ppo.train = watched  # type: ignore[method-assign]
     run(one_step(folder, output / "run"))
+    run(one_step(folder, output / "split", shard_base=True))
+    run(one_step(folder, output / "recomputed", shard_base=True, gradient_checkpointing=True))
+    write_json(output / f"held-{os.environ['RANK']}.json", held)
+    write_json(output / f"lengths-{os.environ['RANK']}.json", unlike_lengths(folder, output / "unlike"))
     ppo, sampled, rollout = begun(folder, output / "update")
     ppo.accelerator = Accelerator(mixed_precision="no", cpu=True)
     rank, count = ppo.accelerator.process_index, ppo.accelerator.num_processes
@@ -93,6 +104,20 @@ def work(folder: Path, output: Path) -> None:
     save_file(gradients(ppo), output / f"gradients-{rank}.safetensors")
     write_json(output / f"update-{rank}.json", found)
     torch.distributed.destroy_process_group()
+
+
+def unlike_lengths(folder: Path, output: Path) -> list[int]:
+    """Lengths of responses where the first process's end at once and the second's never do."""
+    s = one_step(folder, output, shard_base=True, model={"path": str(folder / "base"), "device": "cpu"})
+    actors = Actors.load(s)
+    renderer = actors.renderer
+    letter = actors.lmm.tokenizer("a", add_special_tokens=False)["input_ids"][0]
+    token = renderer.end_token_id if os.environ["RANK"] == "0" else letter
+    items: list[Item] = [([Message(role="user", content="What is it?")], None)] * 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "sampler", lambda *_: lambda logits: torch.full((len(logits),), token))
+        made = rollout_tokens(actors.lmm, renderer, items, s.generate, seed=0)
+    return made.response_mask.sum(1).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +186,28 @@ def test_the_update_is_that_of_one_process(
             torch.testing.assert_close(after[key][clear], weights[key][clear], atol=1e-4, rtol=0)
             assert bool(((weights[key] - start[key])[clear].abs() > 1e-3).all())
     assert sum(int((gradient.abs() > 1e-4).sum()) for gradient in alone.values()) > 100
+
+
+def test_a_base_split_over_the_processes_gives_the_same_run(output: Path) -> None:
+    """FSDP2; also with activations computed again."""
+    for rank in RANKS:
+        whole = load_file(output / f"run-{rank}.safetensors")
+        for name in ("split", "recomputed"):
+            found = load_file(output / f"{name}-{rank}.safetensors")
+            assert found.keys() == whole.keys()
+            for key in whole:
+                torch.testing.assert_close(found[key], whole[key], atol=1e-5, rtol=0)
+        held = read_json(output / f"held-{rank}.json")
+        # the layers' halves; embeddings, head and tower are whole
+        assert held["split"] < 0.95 * held["run"]
+    (line,), (other,) = metrics(output / "run"), metrics(output / "split")
+    same = [key for key in line if not key.startswith("rate/") and key != "eps"]
+    assert [other[key] for key in same] == pytest.approx([line[key] for key in same], rel=1e-4, abs=1e-6)
+
+
+def test_a_process_waits_for_the_longest_response_of_another(output: Path) -> None:
+    short, long = (read_json(output / f"lengths-{rank}.json") for rank in RANKS)
+    assert short == [1, 1, 1] and len(set(long)) == 1 and long[0] > 1
 
 
 if __name__ == "__main__":

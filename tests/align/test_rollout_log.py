@@ -32,6 +32,7 @@ def rollout() -> Rollout:
         mask=mask,
         complete=torch.tensor([True, False]),
         logprobs=torch.tensor([[-1.0, -0.5, -2.0], [-3.0, 0, 0]]),
+        entropy=torch.zeros(2, 3),
         ref_logprobs=torch.tensor([[-1.0, -2.0, -1.5], [-3.0, 0, 0]]) - nine,
         values=torch.tensor([[0.25, 7, 7], [0.5, 7, 7]]),
         scores=torch.tensor([1.5, -1.0]),
