@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from align.audit import BLANK, CONTEXT, FACTS, FALSE, IMAGE, SWAPPED, TRUE, Subject
@@ -146,7 +147,8 @@ def changes_table(found: Found) -> Table:
     several = found["changes"] | found["contrasts"]
     rows: list[list[Cell]] = []
     for name, of in several.items():
-        figures = [interval(of[key]) for key in ("mean", "relative", "relative_size", "falls", "rises")]
+        keys = ("mean", "relative", "relative_size", "falls", "rises")
+        figures = [_counted_beside(of[key]) for key in keys]
         rows.append([name, of["n"], *figures, of["tokens"]])
     columns = ["change", "n", "shift", "in spreads", "size, spreads", "falls", "rises", "tokens"]
     told = "; ".join(f"{name}: {DONE[name]}" for name in several if name in DONE)
@@ -164,12 +166,12 @@ def agreement_table(found: Found) -> Table | None:
     if of is None:
         return None
     rows: list[list[Cell]] = [
-        [BINS[name], of[name]["n"], interval(of[name])] for name in BINS if of[name]["n"]
+        [BINS[name], of[name]["n"], _counted_beside(of[name])] for name in BINS if of[name]["n"]
     ]
     rows.append(['"the shorter is better", alone', of["shorter_is_better"]["n"],
-                 interval(of["shorter_is_better"])])  # fmt: skip
+                 _counted_beside(of["shorter_is_better"])])  # fmt: skip
     labelers = of["labelers"]
-    known = interval(labelers) if labelers["n"] else labelers["value"]
+    known = _counted_beside(labelers) if labelers["n"] else labelers["value"]
     rows.append(["labelers with each other", labelers["n"] or None, known])
     note = (
         f"Choices by the question {of['target']!r}; an equal score is half right; equally long is within 2 "
@@ -240,6 +242,11 @@ def _answer(row: Mapping[str, Any], name: str, spread: float) -> Answer:
 def interval(of: Mapping[str, Any]) -> Interval:
     """The Interval of a figure in ``audit.json``."""
     return interval_from({key: of[key] for key in ("value", "low", "high", "n")})
+
+
+def _counted_beside(of: Mapping[str, Any]) -> Interval:
+    """The same for a table with a column of its own for n: Markdown need not tell it in every cell."""
+    return replace(interval(of), n=1)
 
 
 def number(of: Interval) -> str:

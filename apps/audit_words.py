@@ -173,9 +173,11 @@ def _orders(found: Found) -> Finding | None:
         return None
     apart = _number(orders["relative"], " spreads")
     told = f"over {orders['orders']} orders the scores of one response are {apart} apart (standard deviation)"
+    steady = orders["relative"]["high"] < 0.25
     if orders["changed"]["value"] is not None:
         told += f", and {_percent(orders['changed'])} of the pairs change sides in some"
-    if orders["relative"]["high"] < 0.25:
+        steady = orders["changed"]["high"] < 0.1
+    if steady:
         return Finding("order of facts", "good", f"Steady: {told}.")
     return Finding("order of facts", "unclear", f"The order of the facts matters: {told}.")
 
