@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from align.checkpoint import load_state, load_tensors, save_state, save_tensors
-from align.config import ModelSettings, PpoSettings
+from align.config import PpoSettings
 from align.folders import new_folder
 from align.generate import Generated, Item, join
 from align.models.lmm import (
@@ -114,13 +114,17 @@ class Actors:
         The policy starts as the base. The value model starts as the reward model (thesis, 9.3) where that has
         the policy's base, else from zero on the policy's base.
         """
-        lmm = load(_whole_on_cpu(settings.model) if settings.shard_base else settings.model)
+        base = settings.model
+        if settings.shard_base:
+            # whole, it might not fit the device
+            base = base.model_copy(update={"device": "cpu"})
+        lmm = load(base)
         folder = find_reward(settings.reward_model)
-        shared = same_base(read_info(folder).model, settings.model)
+        theirs = read_info(folder).model
+        shared = same_base(theirs, settings.model)
         lmm.model = add_adapters(lmm.model, settings.lora, [POLICY] if shared else LEARNERS)
-        reward = RewardModel.load(
-            folder, lmm, base=_whole_on_cpu(settings.model) if settings.shard_base else settings.model
-        )
+        # quantized weights are not split
+        reward = RewardModel.load(folder, lmm, base=settings.model if theirs.bits and not shared else base)
         if shared:
             attach(lmm, folder, VALUE, trainable=True)
             head = load_head(folder, lmm)
@@ -137,8 +141,11 @@ class Actors:
         return actors
 
     def split(self, device: torch.device) -> None:
-        """Split the frozen weights of all bases over the processes: :func:`align.models.memory.shard`."""
-        for lmm in {id(lmm): lmm for lmm in (self.lmm, self.reward.lmm)}.values():
+        """Split the frozen weights over the processes, those of a quantized reward model's own base not."""
+        bases = {id(self.lmm): self.lmm}
+        if not self.reward.info.model.bits:
+            bases[id(self.reward.lmm)] = self.reward.lmm
+        for lmm in bases.values():
             shard(lmm.model, device)
             lmm.any_going = functools.partial(any_process, device=device)
         self.value_head.to(device)
@@ -227,11 +234,6 @@ class Actors:
             write_json(folder / "policy.json", {"model": settings.model.model_dump(mode="json")})
             write_text(folder / "README.md", card)
         return directory
-
-
-def _whole_on_cpu(model: ModelSettings) -> ModelSettings:
-    """Where a base is read that is then split: whole, it might not fit the device."""
-    return model.model_copy(update={"device": "cpu"})
 
 
 @dataclass

@@ -28,12 +28,12 @@ from align.models.lmm import check_model
 from align.models.memory import peak_memory
 from align.pairs import check_facts
 from align.pictures import encode_pictures, open_pictures
+from align.ppo_metrics import LOSSES, rollout_metrics
 from align.render import ImageInput
 from align.reward_model import ScoreItem, read_info
 from align.rewards import symbolic, total
 from align.rl import (
     Rollout,
-    explained_variance,
     gae,
     kl_penalty,
     policy_loss,
@@ -52,15 +52,6 @@ log = logging.getLogger(__name__)
 
 #: is told of a run directory that has something new
 Watch: TypeAlias = Callable[[Path], None]
-
-#: per-token means of an update
-LOSSES = (
-    "loss/policy_avg",
-    "policy/clipfrac_avg",
-    "policy/approxkl_avg",
-    "loss/value_avg",
-    "val/clipfrac_avg",
-)
 
 
 def run(settings: PpoSettings, watch: Watch | None = None) -> Path:
@@ -171,7 +162,7 @@ class Ppo:
         for step in progress(range(start, s.steps), "ppo"):
             began = time.perf_counter()
             prompts, sampled, rollout = self.roll_out(step)
-            metrics = self.rollout_metrics(rollout)
+            metrics = rollout_metrics(rollout, s, self.sum)
             rolled = time.perf_counter()
             stopped = self.watch_kl(step, metrics["objective/kl"])
             if stopped is None:
@@ -283,32 +274,6 @@ class Ppo:
         parts |= user_parts(self.functions, s.user_rewards, prompts, texts)
         return scores, {name: part.to(scores) for name, part in parts.items()}
 
-    def rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
-        """Means over the step's responses, all processes together."""
-        mask = rollout.mask
-        ratio = torch.where(mask > 0, rollout.logprobs - rollout.ref_logprobs, 0)
-        penalty = -self.settings.kl_coef * rollout.kl.sum(1)
-        per_row = {
-            "objective/kl": ratio.sum(1),
-            "objective/kl_k3": kl_penalty(rollout.logprobs, rollout.ref_logprobs, mask, "k3").sum(1),
-            "objective/entropy": -torch.where(mask > 0, rollout.logprobs, 0).sum(1),
-            "objective/scores": rollout.scores,
-            "objective/rewards": rollout.rewards,
-            "objective/non_score_reward": penalty,
-            "objective/rlhf_reward": rollout.rewards + penalty,
-            "reward/model": self.settings.reward_scale * rollout.scores,
-            **{f"reward/{name}": part for name, part in rollout.parts.items()},
-            "response/length": mask.sum(1).float(),
-            "response/incomplete": (~rollout.complete).float(),
-        }
-        means = self.mean(torch.stack([x.float().mean() for x in per_row.values()]))
-        explained = self.mean(explained_variance(rollout.values, rollout.returns, mask))
-        entropy = self.sum(rollout.entropy.sum()) / self.sum(mask.sum().float())
-        return dict(zip(per_row, means.tolist())) | {
-            "val/explained_var": float(explained),
-            "policy/entropy_avg": float(entropy),
-        }
-
     def watch_kl(self, step: int, kl: float) -> str | None:
         """Why to stop, or None. Keeps the policy of the newest step within ``max_kl``, and puts it back."""
         s = self.settings
@@ -395,10 +360,6 @@ class Ppo:
     def sum(self, x: Tensor) -> Tensor:
         """The sum of ``x`` over the processes, of its shape; every process must call it with one shape."""
         return self.accelerator.reduce(x, "sum") if self.accelerator.num_processes > 1 else x
-
-    def mean(self, x: Tensor) -> Tensor:
-        """The mean of ``x`` over the processes, of its shape; see ``sum``."""
-        return self.sum(x) / self.accelerator.num_processes
 
     # --- what is written ---
 

@@ -30,6 +30,7 @@ from align.checkpoint import (
 from align.config import DataSettings, RewardSettings
 from align.launch import one_process
 from align.models.lmm import check_model, load_processor
+from align.models.memory import checkpointed
 from align.pairs import Pair, PairReport, check_facts, hold_out, label_agreement, pairs_of, report
 from align.pictures import encode_pictures, open_pictures
 from align.render import REWARD_TEMPLATE, ImageInput, Renderer, RenderError
@@ -255,7 +256,10 @@ def train_step(
         part = ordered[start : start + settings.batch_size]
         pictures = pair_pictures(part, settings.data.images)
         items = pair_items(part, encode_pictures(model.lmm, model.renderer, pictures))
-        with torch.autocast(model.lmm.device.type, torch.bfloat16, enabled=settings.bf16):
+        with (
+            checkpointed(model.lmm.model, settings.gradient_checkpointing),
+            torch.autocast(model.lmm.device.type, torch.bfloat16, enabled=settings.bf16),
+        ):
             scores = model.forward(items, f"{settings.seed}/{step}", settings.max_length)
         chosen, rejected = scores.chunk(2)
         loss = pair_loss(chosen, rejected, settings.centre)

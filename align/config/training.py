@@ -66,6 +66,8 @@ class RewardSettings(RunSettings):
     max_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(32, ge=1)
     grad_accum: int = Field(1, ge=1)
+    #: run the layers again in the backward pass instead of keeping their activations
+    gradient_checkpointing: bool = False
     #: optimizer steps between held-out evaluations (early stopping keeps the best)
     eval_every: int = Field(50, ge=1)
     max_length: int | None = Field(None, ge=8)

@@ -20,6 +20,7 @@ from align.models.lmm import logprobs_of
 from align.models.memory import shard
 from align.models.tiny import build_tiny_llava
 from align.ppo import Ppo, read_prompts, run
+from align.ppo_metrics import rollout_metrics
 from align.reward_model import RewardInfo, RewardModel
 from align.rl import Rollout
 from tests.align.test_ppo import metrics, settings, world  # noqa: F401
@@ -175,7 +176,7 @@ def test_entropy_is_of_the_policy_at_its_temperature(request: pytest.FixtureRequ
     torch.testing.assert_close(rollout.entropy[row, :n], expected, atol=1e-4, rtol=1e-4)
     assert bool((rollout.entropy[rollout.mask == 0] == 0).all())
     average = float(rollout.entropy.sum() / rollout.mask.sum())
-    assert ppo.rollout_metrics(rollout)["policy/entropy_avg"] == pytest.approx(average)
+    assert rollout_metrics(rollout, s, ppo.sum)["policy/entropy_avg"] == pytest.approx(average)
 
 
 # --- quantized bases ---

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image as PilImage
+from safetensors.torch import load_file
 
 import align.reward_model
 from align.config import ModelSettings, RewardSettings
@@ -358,6 +359,17 @@ def test_accumulating_equals_one_large_batch(world: Path, tmp_path: Path):
     run(two)
     for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two")):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+
+
+def test_activations_computed_again_train_the_same_model(world: Path, tmp_path: Path):
+    for name, again in (("kept", False), ("again", True)):
+        run(settings(world, tmp_path / name, max_steps=3, gradient_checkpointing=again))
+    kept, again_ = (
+        load_file(tmp_path / name / "reward/adapter_model.safetensors") for name in ("kept", "again")
+    )
+    assert kept.keys() == again_.keys()
+    for key, weight in kept.items():
+        torch.testing.assert_close(again_[key], weight, atol=1e-5, rtol=0)
 
 
 def test_head_starts_along_two_words(world: Path):
