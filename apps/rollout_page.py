@@ -50,29 +50,29 @@ NEWEST, OF_NEWEST, EARLIER, OF_EARLIER = 3, 10, 10, 3
 #: share of a run's time that its page may take
 SHARE = 0.02
 
-#: title, label of the axis, and metric -> name of its line; a metric that ends in "/" stands for all below it
-Chart = tuple[str, str, Mapping[str, str]]
+#: title, and metric -> name of its line; a metric that ends in "/" stands for all below it
+Chart = tuple[str, Mapping[str, str]]
 MAIN: tuple[Chart, ...] = (
-    ("Reward", "a response", {
+    ("Reward of a response", {
         "objective/rewards": "reward", "objective/scores": "reward model's score",
         "objective/rlhf_reward": "reward − β·KL",
     }),
-    ("Reward, part by part", "a response", {"reward/": ""}),
-    ("KL to the reference", "nats a response", {"objective/kl": "k1", "objective/kl_k3": "k3"}),
-    ("Response length", "tokens", {"response/length": "length"}),
-    ("Responses without an end", "share", {"response/incomplete": "incomplete"}),
-    ("Entropy", "nats a token", {"policy/entropy_avg": "entropy"}),
+    ("Parts of the reward", {"reward/": ""}),
+    ("KL to the reference, nats a response", {"objective/kl": "k1", "objective/kl_k3": "k3"}),
+    ("Response length, tokens", {"response/length": "length"}),
+    ("Responses without an end, share", {"response/incomplete": "incomplete"}),
+    ("Entropy, nats a token", {"policy/entropy_avg": "entropy"}),
 )  # fmt: skip
 REST: tuple[Chart, ...] = (
-    ("Clipped", "share of tokens", {"policy/clipfrac_avg": "policy", "val/clipfrac_avg": "value"}),
-    ("−log π of a response", "nats", {"objective/entropy": "−log π"}),
-    ("Policy loss", "mean of tokens", {"loss/policy_avg": "policy loss"}),
-    ("Value loss", "mean of tokens", {"loss/value_avg": "value loss"}),
-    ("Variance that the value explains", "share", {"val/explained_var": "explained variance"}),
-    ("Norm of the gradient, before clipping", "", {"policy/grad_norm": "policy", "val/grad_norm": "value"}),
-    ("Speed", "tokens a second", {"rate/tokens_per_s": "tokens a second"}),
-    ("Time of a step", "seconds", {"rate/rollout_s": "rollout", "rate/update_s": "update"}),
-    ("Peak memory", "GB", {"rate/peak_memory_gb": "peak memory"}),
+    ("Clipped, share of tokens", {"policy/clipfrac_avg": "policy", "val/clipfrac_avg": "value"}),
+    ("−log π of a response, nats", {"objective/entropy": "−log π"}),
+    ("Policy loss, mean of tokens", {"loss/policy_avg": "policy loss"}),
+    ("Value loss, mean of tokens", {"loss/value_avg": "value loss"}),
+    ("Variance that the value explains, share", {"val/explained_var": "explained variance"}),
+    ("Norm of the gradient, before clipping", {"policy/grad_norm": "policy", "val/grad_norm": "value"}),
+    ("Speed, tokens a second", {"rate/tokens_per_s": "tokens a second"}),
+    ("Time of a step, seconds", {"rate/rollout_s": "rollout", "rate/update_s": "update"}),
+    ("Peak memory, GB", {"rate/peak_memory_gb": "peak memory"}),
 )
 
 
@@ -224,10 +224,10 @@ def status_of(
 def curves(metrics: Sequence[Mapping[str, Any]], charts: Sequence[Chart]) -> list[Curves]:
     """The charts of which there is something to show."""
     found = []
-    for title, axis, lines in charts:
+    for title, lines in charts:
         series = {name: points(metrics, key) for key, name in _expanded(metrics, lines).items()}
         if series := {name: line for name, line in series.items() if line}:
-            found.append(Curves(title, series, "step", axis))
+            found.append(Curves(title, series, "step"))
     return found
 
 
@@ -256,7 +256,7 @@ def _value(logged: Any) -> float | None:
 
 def others(metrics: Sequence[Mapping[str, Any]]) -> Table | None:
     """What is logged beside the curves; None where that is nothing."""
-    drawn = {key for _, _, lines in (*MAIN, *REST) for key in _expanded(metrics, lines)} | {"step"}
+    drawn = {key for _, lines in (*MAIN, *REST) for key in _expanded(metrics, lines)} | {"step"}
     rows: list[list[Any]] = []
     for key in dict.fromkeys(key for row in metrics for key in row):
         values = [value for row in metrics if (value := _value(row.get(key))) is not None]
@@ -326,8 +326,9 @@ def verdict(row: Mapping[str, Any]) -> str:
             format_number(x, 2) for x in (row["advantage"]["mean"], row["value"], row["return"])
         )
         lines.append(f"advantage {advantage}; value of the prompt {value}, return {reached}")
-    if row.get("moved"):
-        words = (f"“{one['token'].strip()}” {_signed(one['log_ratio'])}" for one in row["moved"])
+    # what would be told as 0.00 has not moved
+    if moved := [one for one in row.get("moved", []) if abs(one["log_ratio"]) >= 0.005]:
+        words = (f"“{one['token'].strip()}” {_signed(one['log_ratio'])}" for one in moved)
         lines.append(f"moved most: {', '.join(words)}")
     return "\n".join(lines)
 

@@ -30,7 +30,8 @@ def row(step: int, i: int = 0, **changes: Any) -> dict[str, Any]:
         "step": step, "id": f"p{i}", "image": {"id": "i", "path": f"images/{i % 3}.png"},
         "question": "What is in the image?", "facts": "A cat.\nA table.", "response": f"A cat at {step}.",
         "score": 1.25, "reward": -0.75, "parts": {"length": -2.5, "mine": 0.5}, "kl": 0.125, "kl_k3": 0.1,
-        "moved": [{"at": 1, "token": " cat", "log_ratio": -0.5}], "value": 0.5, "return": -0.75,
+        "moved": [{"at": 1, "token": " cat", "log_ratio": -0.5}, {"at": 0, "token": "A", "log_ratio": 0.004}],
+        "value": 0.5, "return": -0.75,
         "advantage": {"mean": -1.25, "min": -2.0, "max": 0.0}, "tokens": 6, "complete": i % 2 == 0,
     } | changes  # fmt: skip
 
@@ -71,16 +72,16 @@ def test_curves_are_those_of_the_metrics_that_are_logged(tmp_path: Path) -> None
     page = build_page(run_of(tmp_path / "run", steps=2), running=False)
     found = {s.title: {name: list(line) for name, line in s.series.items()} for s in page.sections
              if isinstance(s, Curves)}  # fmt: skip
-    explained = found.pop("Variance that the value explains")["explained variance"]
+    explained = found.pop("Variance that the value explains, share")["explained variance"]
     assert [x for x, _ in explained] == [1, 2] and all(math.isnan(y) for _, y in explained)
     assert found == {
-        "Reward": {"reward": [(1, 0.5), (2, 0.5)], "reward model's score": [(1, 1), (2, 1)]},
-        "Reward, part by part": {
+        "Reward of a response": {"reward": [(1, 0.5), (2, 0.5)], "reward model's score": [(1, 1), (2, 1)]},
+        "Parts of the reward": {
             "length": [(1, -0.5), (2, -0.5)], "mine": [(1, 0.25), (2, 0.25)]
         },
-        "KL to the reference": {"k1": [(1, 0.1), (2, 0.2)], "k3": [(1, 0.1), (2, 0.1)]},
-        "Time of a step": {"rollout": [(1, 60), (2, 60)], "update": [(1, 120), (2, 120)]},
-        "Peak memory": {"peak memory": [(1, 3), (2, 3)]},
+        "KL to the reference, nats a response": {"k1": [(1, 0.1), (2, 0.2)], "k3": [(1, 0.1), (2, 0.1)]},
+        "Time of a step, seconds": {"rollout": [(1, 60), (2, 60)], "update": [(1, 120), (2, 120)]},
+        "Peak memory, GB": {"peak memory": [(1, 3), (2, 3)]},
     }  # fmt: skip
     table = next(s for s in page.sections if isinstance(s, Table))
     assert table.rows == [["unheard/of", "1", "2", "1", "2"]]

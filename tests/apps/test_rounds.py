@@ -38,6 +38,7 @@ from apps.rounds.stages import (
     reward_settings,
     sample_settings,
 )
+from apps.shipped import RECIPES
 from data.jsonl import DataError, read_json, read_records, write_records
 from data.schema import HALLUCINATION, Preference, Prompt
 
@@ -374,3 +375,33 @@ def test_a_dry_run_computes_nothing(
     told = capsys.readouterr().out
     assert "dry run: settings and data are fine" in told and "filled in" not in told
     assert not (tmp_path / "out").exists()
+
+
+# --- the shipped recipes ---
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "stage", "other", "differ"),
+    [
+        ("world/rounds", "ppo", PpoSettings, "world/ppo_fact", {"steps", "save_every"}),
+        ("world/rounds", "reward", RewardSettings, "world/reward_fact", {"holdout"}),
+        ("world/rounds", "sample", SampleSettings, "world/sample", set()),
+        ("world/rounds", "eval", EvalSettings, "world/eval", {"benchmarks"}),
+        ("llava15_7b/rounds", "ppo", PpoSettings, "llava15_7b/ppo", {"steps", "keep_every"}),
+        ("llava15_7b/rounds", "reward", RewardSettings, "llava15_13b/reward_fact", set()),
+    ],
+)
+def test_recipes_agree_with_those_of_the_stages(
+    name: str, section: str, stage: Any, other: str, differ: set[str]
+) -> None:
+    ours = getattr(resolve(RoundsSettings, RECIPES / f"{name}.yaml"), section).model_dump()
+    theirs = resolve(stage, RECIPES / f"{other}.yaml").model_dump()
+    assert {key for key in ours if ours[key] != theirs[key]} == differ
+
+
+def test_the_7b_policy_is_judged_by_13b_reward_models() -> None:
+    given = resolve(RoundsSettings, RECIPES / "llava15_7b/rounds.yaml")
+    policy = resolve(PpoSettings, RECIPES / "llava15_7b/ppo.yaml")
+    reward = resolve(RewardSettings, RECIPES / "llava15_13b/reward_fact.yaml")
+    assert reward_settings(given, 2).model == reward.model
+    assert ppo_settings(given, 1).model.adapters == policy.model.adapters
