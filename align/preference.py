@@ -20,9 +20,19 @@ from trl import DPOConfig, DPOTrainer
 
 from align.checkpoint import RunDir
 from align.config import DataSettings, DpoSettings
+from align.generate import inference
 from align.launch import one_process
-from align.models.lmm import Lmm, check_model, load, lora_config
-from align.pairs import Pair, hold_out, pairs_of
+from align.models.lmm import (
+    Lmm,
+    adapters_off,
+    check_model,
+    hidden_states,
+    load,
+    logprobs_of,
+    lora_config,
+    move,
+)
+from align.pairs import Pair, hold_out, pairs_of, wilson
 from align.render import IGNORE, Renderer
 from align.sft import Pictures, check_cacheable, keep_features
 from align.sft_trainer import ByLength
@@ -33,15 +43,15 @@ from data.schema import Example, Message, Preference
 
 #: names of TRL's that differ from ours; others are the field's and stay
 NAMES = {"learning_rate": "lr", "mean_token_accuracy": "token_accuracy"}
-#: what TRL logs beside: counts and times, which a resumed run cannot repeat
-DROPPED = ("num_tokens", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+#: a count of all tokens so far, which starts anew in a resumed run
+DROPPED = ("num_tokens",)
 
 
 def run(settings: DpoSettings) -> Path:
     """Train a policy, and return the folder of its adapter (``<output>/policy``).
 
     ``metrics.jsonl`` has TRL's figures: loss, rewards/margins, rewards/accuracies, logps/chosen …; with
-    held-out pairs its last line has theirs (eval_…), also in ``result.json``.
+    held-out pairs its last line has theirs (heldout/…), also in ``result.json``.
 
     Raises:
         DataError: unreadable preferences, none that ``target`` decides, or none within ``max_length``.
@@ -74,9 +84,15 @@ def run(settings: DpoSettings) -> Path:
             keep_features(lmm, renderer, [part.chosen for part in parts])
         trainer = build(lmm, renderer, settings, parts[0], run_dir)
         fit(trainer, settings, run_dir)
-        found = evaluate(trainer, parts[1], run_dir) if parts[1].pairs else {}
-        write_json(run_dir.path / "result.json", {"steps": trainer.state.max_steps, **found})
-        save_policy(trainer.model, output, card(settings, len(parts[0].pairs), skipped, found), settings.model)
+        found = {}
+        if parts[1].pairs:
+            found = heldout(lmm, PairCollator(renderer, parts[1]), settings)
+            if not any("heldout/n" in line for line in run_dir.metrics()):
+                run_dir.log(trainer.args.max_steps, **found)
+        write_json(run_dir.path / "result.json", {"steps": trainer.args.max_steps, **found})
+        save_policy(
+            trainer.model, output, card(settings, len(parts[0].pairs), skipped, found), settings.model
+        )
         run_dir.done()
     return output
 
@@ -111,7 +127,9 @@ class Pairs:
         fits = [settings.max_length is None or n <= settings.max_length for n in longest]
         self.pairs = [p for p, fit_ in zip(pairs, fits, strict=True) if fit_]
         if pairs and not self.pairs:
-            rule = f"all {len(pairs)} pairs are longer than {settings.max_length} tokens (from {min(longest)})"
+            rule = (
+                f"all {len(pairs)} pairs are longer than {settings.max_length} tokens (from {min(longest)})"
+            )
             raise DataError(rule, key="max_length", mend="raise it; an image's tokens count")
         self.lengths = [n for n, fit_ in zip(longest, fits, strict=True) if fit_]
         chosen, self.rejected = ([e for e, f in zip(side, fits, strict=True) if f] for side in both)
@@ -173,9 +191,7 @@ class InOrder(LogToRun):
 
 def name_of(theirs: str) -> str | None:
     """Our name of a figure that TRL logs, None for one that is not kept."""
-    prefix = "eval_" if theirs.startswith("eval_") else ""
-    name = theirs.removeprefix(prefix)
-    return None if name in DROPPED or (prefix and name == "epoch") else prefix + NAMES.get(name, name)
+    return None if theirs in DROPPED else NAMES.get(theirs, theirs)
 
 
 def build(lmm: Lmm, renderer: Renderer, settings: DpoSettings, pairs: Pairs, run_dir: RunDir) -> PairTrainer:
@@ -187,7 +203,6 @@ def build(lmm: Lmm, renderer: Renderer, settings: DpoSettings, pairs: Pairs, run
     args = arguments(
         DPOConfig, settings, run_dir.path / "trainer", lmm.device,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.grad_accum,
         max_steps=total,
         max_grad_norm=settings.optim.max_grad_norm,
@@ -216,12 +231,45 @@ def build(lmm: Lmm, renderer: Renderer, settings: DpoSettings, pairs: Pairs, run
     return trainer
 
 
-def evaluate(trainer: PairTrainer, held: Pairs, run_dir: RunDir) -> dict[str, float]:
-    """Figures of the held-out pairs, logged at the last step; names begin with "eval_"."""
-    trainer.data_collator = PairCollator(trainer.data_collator.renderer, held)
-    found = trainer.evaluate(held.rows())
-    named = {name_of(key): value for key, value in found.items()}
-    return {key: value for key, value in named.items() if key is not None}
+@torch.no_grad()
+def log_ratios(lmm: Lmm, collate: PairCollator, size: int) -> tuple[Tensor, Tensor]:
+    """log π − log π_ref of the chosen and of the rejected responses (n,), summed over their tokens.
+
+    The policy is ``lmm.model`` with its active adapter, the reference the same with adapters off.
+    """
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    n = len(collate.pairs.pairs)
+    with inference(lmm.model):
+        for start in range(0, n, size):
+            rows = [{"row": i} for i in range(start, min(start + size, n))]
+            batch = move(collate(rows), lmm.device)
+            mask = batch.pop("completion_mask")[:, 1:]
+            said = batch["input_ids"][:, 1:]
+            logprobs = logprobs_of(lmm.model, hidden_states(lmm.model, batch)[:, :-1], said)[0]
+            with adapters_off(lmm.model):
+                reference = logprobs_of(lmm.model, hidden_states(lmm.model, batch)[:, :-1], said)[0]
+            ratio = torch.where(mask > 0, logprobs - reference, 0).sum(1).cpu()
+            for side, part in zip(found, ratio.chunk(2), strict=True):
+                side.append(part)
+    return torch.cat(found[0]), torch.cat(found[1])
+
+
+def heldout(lmm: Lmm, collate: PairCollator, settings: DpoSettings) -> dict[str, float]:
+    """How often the policy, against the base, prefers the chosen responses of held-out pairs, and by how much.
+
+    ``margin`` is β times the difference of the log ratios, DPO's implicit reward. An equal one is half right.
+    """
+    chosen, rejected = log_ratios(lmm, collate, settings.batch_size)
+    margin = settings.beta * (chosen - rejected)
+    right = float((margin > 0).sum()) + 0.5 * float((margin == 0).sum())
+    low, high = wilson(right, len(margin))
+    return {
+        "heldout/accuracy": right / len(margin),
+        "heldout/low": low,
+        "heldout/high": high,
+        "heldout/margin": float(margin.mean()),
+        "heldout/n": len(margin),
+    }
 
 
 def card(settings: DpoSettings, n: int, skipped: Counter[str], found: dict[str, float]) -> str:
@@ -233,7 +281,8 @@ def card(settings: DpoSettings, n: int, skipped: Counter[str], found: dict[str, 
     ]
     if found:
         lines.append(
-            f"- Held-out pairs: it prefers the chosen response, against the base, in "
-            f"{found['eval_rewards/accuracies']:.1%} of them, by a margin of {found['eval_rewards/margins']:.3f}."
+            f"- Of {found['heldout/n']:.0f} held-out pairs it prefers the chosen response, against the base, in "
+            f"{found['heldout/accuracy']:.1%} (95 % interval {found['heldout/low']:.1%} to "
+            f"{found['heldout/high']:.1%}), by a mean margin of {found['heldout/margin']:.3f}."
         )
     return card_of("DPO", settings.model, lines)
