@@ -233,7 +233,7 @@ def curves(metrics: Sequence[Mapping[str, Any]], charts: Sequence[Chart]) -> lis
 
 def _expanded(metrics: Sequence[Mapping[str, Any]], lines: Mapping[str, str]) -> dict[str, str]:
     """Metric -> name, with every metric that is logged below one that ends in "/"."""
-    found = {}
+    found: dict[str, str] = {}
     logged = dict.fromkeys(key for row in metrics for key in row)
     for key, name in lines.items():
         below = [one for one in logged if key.endswith("/") and one.startswith(key)]

@@ -84,13 +84,16 @@ def join(
     by_question: dict[tuple[str | None, str], list[Preference]] = defaultdict(list)
     for sample in samples:
         by_question[_asked(sample)].append(sample)
-    found, strange, times = [], [], Counter[tuple[str, str | None]]()
+    found: list[Preference] = []
+    strange: list[str] = []
+    times = Counter[tuple[str, str | None]]()
     for label in labels:
         near = [by_id[label.id]] if label.id in by_id else by_question[_asked(label)]
-        sample = next((one for one in near if _texts(label) <= _texts(one)), None)
-        if sample is None:
+        fitting = [one for one in near if _texts(label) <= _texts(one)]
+        if not fitting:
             strange.append(label.id)
             continue
+        sample = fitting[0]
         # three pairs of four responses are three records of one sample
         times[sample.id, label.annotator] += 1
         again = times[sample.id, label.annotator]
@@ -112,8 +115,9 @@ def join(
 
 
 def _asked(record: Preference) -> tuple[str | None, str]:
-    image = record.image and (record.image.path or record.image.id)
-    return image, record.messages[-1].content.strip()
+    image = record.image
+    where = None if image is None else image.path or image.id
+    return where, record.messages[-1].content.strip()
 
 
 def _texts(record: Preference) -> set[str]:

@@ -105,11 +105,16 @@ def go_round(settings: RoundsSettings, number: int) -> Awaited | None:
     """All that is left to do of a round; returns what it waits for, if anything."""
     folder = folder_of(settings, number)
     go(settings, number, "sample")
-    if not (folder / "labels" / SUMMARY).exists():
-        file = awaited_file(settings, number, folder)
-        samples = folder / "sample/samples.jsonl"
+    # labels may be mended until the reward model has begun to learn from them
+    if not (folder / "reward/meta.json").exists():
+        file, samples = awaited_file(settings, number, folder), folder / "sample/samples.jsonl"
+        count = sum(1 for line in samples.read_text("utf-8").split("\n") if line)
+        if not count:
+            raise RoundsError(
+                f"{samples}: no prompt drew two different responses; begin again elsewhere, with a higher "
+                "sample.generate.temperature or more prompts"
+            )
         if file is not None and not file.exists():
-            count = sum(1 for line in samples.read_text("utf-8").split("\n") if line)
             return Awaited(number, samples, count, file, settings.labels.format)
         write_labels(settings, number, folder)
     note(settings, number, labels=read_json(folder / "labels" / SUMMARY))

@@ -299,7 +299,7 @@ def labelled(samples: Path) -> list[Preference]:
 def test_rounds_wait_for_people(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     by_file = {"by": "file", "world": None, "file": str(tmp_path / "from people/{round}.jsonl")}
     one = str(recipe(labels=by_file, ppo_prompts=None))
-    command = ["rounds", one, "ppo.steps=1", "--output", str(tmp_path / "out")]
+    command = ["rounds", one, "ppo.steps=1", "reward.holdout=2", "--output", str(tmp_path / "out")]
     resumed = [*command, "--resume"]
     for number in (1, 2):
         samples = tmp_path / f"out/round-{number}/sample/samples.jsonl"
@@ -311,8 +311,14 @@ def test_rounds_wait_for_people(recipe: Recipe, tmp_path: Path, capsys: pytest.C
             assert f"to be labelled:     {samples}" in told and f"labels awaited in:  {file} (" in told
             continued = told.strip().splitlines()[-1]
             assert continued.startswith("  then continue with: align rounds ")
-            assert continued.endswith(f"rounds.yaml ppo.steps=1 --output {tmp_path}/out --resume")
+            assert continued.endswith(
+                f"rounds.yaml ppo.steps=1 reward.holdout=2 --output {tmp_path}/out --resume"
+            )
         assert not (tmp_path / f"out/round-{number}/reward").exists()
+        if number == 1:  # too few, and then mended
+            write_records(file, labelled(samples)[:2])
+            assert cli.main(resumed) == 2
+            assert "of 2 pairs leaves too few" in capsys.readouterr().err
         write_records(file, labelled(samples))
     assert cli.main(resumed) == 0
     found = [entry["labels"]["file"] for entry in read_json(tmp_path / "out/rounds.json")["rounds"]]
@@ -387,7 +393,7 @@ def test_a_dry_run_computes_nothing(
         ("world/rounds", "reward", RewardSettings, "world/reward_fact", {"holdout"}),
         ("world/rounds", "sample", SampleSettings, "world/sample", set()),
         ("world/rounds", "eval", EvalSettings, "world/eval", {"benchmarks"}),
-        ("llava15_7b/rounds", "ppo", PpoSettings, "llava15_7b/ppo", {"steps", "keep_every"}),
+        ("llava15_7b/rounds", "ppo", PpoSettings, "llava15_7b/ppo_8gpus", {"steps", "keep_every"}),
         ("llava15_7b/rounds", "reward", RewardSettings, "llava15_13b/reward_fact", set()),
     ],
 )
