@@ -27,7 +27,9 @@ def checkpointed(model: Any, on: bool = True) -> Iterator[None]:
         yield
         return
     base = unwrap(model)
-    base.gradient_checkpointing_enable({"use_reentrant": False})
+    # transformers 5.24 renamed it
+    kind = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
+    getattr(base, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     layers = [m for m in base.get_decoder().modules() if isinstance(m, GradientCheckpointingLayer)]
     try:
         for layer in layers:
@@ -36,7 +38,7 @@ def checkpointed(model: Any, on: bool = True) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
-        base.gradient_checkpointing_disable()
+        getattr(base, f"{kind}_checkpointing_disable")()
 
 
 def shard(model: Any, device: torch.device) -> None:
