@@ -5,8 +5,9 @@ In a script of your own, with a dataset that has a column "id" beside "prompt" a
     from align.reward_function import make_reward_function
 
     reward = make_reward_function("runs/reward_fact", records="prompts.jsonl", own_base=False)
-    trainer = GRPOTrainer(model, reward_funcs=[reward], args=..., train_dataset=..., peft_config=...)
-    reward.share(trainer.model, processor)  # the reward model's adapter on the same base: nothing is loaded twice
+    trainer = GRPOTrainer(model, [reward], arguments, dataset, processing_class=processor, peft_config=lora)
+    # the reward model's adapter goes on the policy's base, so that no weights are loaded twice
+    reward.share(trainer.model, processor)
     trainer.train()
 
 or by its name, e.g. ``trl grpo --reward_funcs align.reward_function.fact_reward``: see :func:`fact_reward`.
@@ -36,8 +37,7 @@ from align.render import ImageInput
 from align.reward_model import RewardError, RewardModel, ScoreItem, find_reward, read_info
 from align.rewards import symbolic
 from align.schedule import step_seed
-from data.jsonl import DataError
-from data.load import load
+from data.jsonl import DataError, read_records
 from data.schema import Facts, Message, Prompt
 
 #: what names :func:`fact_reward`'s reward model, prompts and image root
@@ -103,7 +103,8 @@ def by_id(records: str | Path | Sequence[Prompt] | None) -> dict[str, Prompt] | 
     if records is None:
         return None
     if isinstance(records, (str, Path)):
-        records = [record for record in load(str(records), "prompt") if isinstance(record, Prompt)]
+        rows = read_records(records, "prompt", strict=True)
+        records = [record for record in rows if isinstance(record, Prompt)]
     found = {record.id: record for record in records}
     if len(found) < len(records):
         twice = next(r.id for r in records if found[r.id] is not r)
@@ -152,7 +153,9 @@ class RewardFunction:
             )
         theirs = base or ModelSettings(path=str(policy.get_base_model().name_or_path))
         lmm = Lmm(policy, processor, theirs.path)
-        model = RewardModel.load(self.folder, lmm, base=theirs)
+        # PEFT puts the whole model in evaluation mode when an adapter joins it
+        with inference(policy):
+            model = RewardModel.load(self.folder, lmm, base=theirs)
         if model.lmm is not lmm:
             raise RewardError(
                 f"{self.folder}: was trained on {self.info.model.path} and the policy's base is {theirs.path}; "
