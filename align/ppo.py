@@ -7,6 +7,7 @@ policy and value are clipped each on its own, so that a value error cannot shrin
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -79,7 +80,9 @@ def run(settings: PpoSettings, watch: Watch | None = None) -> Path:
         check_model(model)
     if settings.dry_run:
         return Path(settings.output)
-    accelerator = Accelerator(mixed_precision="no", cpu=settings.model.device == "cpu")
+    # without a GPU accelerate would start no process group unless it is told of the CPU
+    on_cpu = settings.model.device == "cpu" or not torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision="no", cpu=on_cpu)
     if settings.rollouts % accelerator.num_processes or settings.minibatch % accelerator.num_processes:
         raise PpoError(
             f"rollouts {settings.rollouts} and minibatch {settings.minibatch} must be multiples of the "
@@ -188,7 +191,7 @@ class Ppo:
                     rollout,
                     s.dump_rollouts,
                     self.actors.renderer.decode,
-                    lambda p, step=step: self.actors.reward.facts_of(p.id, p.facts, self.facts_seed(step)),
+                    functools.partial(self.facts_shown, step),
                 )
                 if watch is not None:
                     watch(directory.path)
@@ -249,6 +252,10 @@ class Ppo:
     def facts_seed(self, step: int) -> str:
         """What decides the order in which the reward model reads a prompt's facts."""
         return f"{self.settings.seed}/{step}"
+
+    def facts_shown(self, step: int, prompt: Prompt) -> str | None:
+        """The facts as the reward model read them with this prompt's response."""
+        return self.actors.reward.facts_of(prompt.id, prompt.facts, self.facts_seed(step))
 
     def score(
         self, step: int, prompts: Sequence[Prompt], pictures: Sequence[ImageInput], sampled: Sampled

@@ -21,6 +21,8 @@ from evals.runner import EvalItem
 
 #: a model's name -> the step that evaluated it
 MODELS = {"SFT": "eval_sft", "SFT+": "eval_sft_plus", "RLHF": "eval_ppo", "Fact-RLHF": "eval_ppo_fact"}
+#: the same of PPO's siblings, where a chain has them (``apps.siblings``)
+SIBLINGS = {"DPO": "eval_dpo", "GRPO": "eval_grpo", "best of 4": "eval_best_of"}
 #: decoding's name in the tables -> its folder in an evaluation
 DECODING = {"T = 0.7": "t0.7", "greedy": "t0"}
 
@@ -28,12 +30,17 @@ DECODING = {"T = 0.7": "t0.7", "greedy": "t0"}
 def descriptions(folder: Path, a: str, b: str) -> dict[str, Any]:
     """Model ``a`` minus ``b``, paired by picture, also where both name as much; by decoding's folder.
 
-    A model is one of ``MODELS``, or the name of the step that evaluated it.
+    A model is one of ``MODELS`` or ``SIBLINGS``, or the name of the step that evaluated it. Left out is a
+    decoding that one of them has no answers of.
     """
     scenes = read_scenes(folder / "data")
+    steps = MODELS | SIBLINGS
     found = {}
     for how in DECODING.values():
-        rows = {m: _rows(folder / MODELS.get(m, m) / how / "responses.jsonl", "describe") for m in (a, b)}
+        files = {m: folder / steps.get(m, m) / how / "responses.jsonl" for m in (a, b)}
+        if not all(file.exists() for file in files.values()):
+            continue
+        rows = {m: _rows(file, "describe") for m, file in files.items()}
         images = {row["id"]: row["image"] for row in rows[a]}
         items = tuple(EvalItem(i, Image(id=image, path=f"{image}.png"), "") for i, image in images.items())
         truth = {image: scenes[image].objects for image in images.values()}

@@ -37,3 +37,11 @@ FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
     "CHAIR_i, greedy": _described("describe", "chair_i"),
     "recall, greedy": _described("describe", "recall"),
 }
+
+
+def figure_of(name: str, benchmarks: dict[str, Any]) -> float:
+    """One of ``FIGURES``; NaN for a model that did not answer its benchmark (best-of-n)."""
+    try:
+        return FIGURES[name](benchmarks)
+    except KeyError:
+        return math.nan

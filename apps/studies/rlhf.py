@@ -1,4 +1,4 @@
-"""``make study-rlhf``: SFT, SFT+, RLHF and Fact-RLHF over paired seeds, by the protocol in PROTOCOL.md.
+"""``make study-rlhf``: SFT, SFT+, RLHF, Fact-RLHF, DPO, GRPO and best-of-n over paired seeds (PROTOCOL.md).
 
 Everything is resumable: a finished step is never run again, and the page and the JSON are rewritten
 whenever a seed ends. Failures (a reward model under the gate, a policy that fell silent or left the
@@ -11,26 +11,35 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apps.chain import STUDY, Scale, alone_in, chain, scale_of
+from apps.chain import STUDY, Chain, Scale, alone_in, chain, scale_of
 from apps.demo import PUBLISHED, REWARDS, status_of
 from apps.gates import passes, read_report
-from apps.paired import DECODING, MODELS, descriptions
+from apps.paired import DECODING, MODELS, SIBLINGS, descriptions
 from apps.scheduler import Progress, Step, run_steps
-from apps.studies.figures import FIGURES, number, value
+from apps.siblings import siblings
+from apps.studies.figures import FIGURES, figure_of, number, value
 from data.folders import claim
 from data.jsonl import read_json, write_json, write_text
-from evals.metrics import t_interval
+from evals.metrics import Interval, t_interval
 from evals.report import Bars, Page, Section, Status, Table, Text, as_markdown, write_report
 
 #: under this recall (descriptions, T = 0.7) a policy counts as silent
 SILENT = 0.1
 #: compared models, the first minus the second
-PAIRS = (("Fact-RLHF", "RLHF"), ("RLHF", "SFT+"), ("Fact-RLHF", "SFT+"))
+PAIRS = (
+    ("Fact-RLHF", "RLHF"),
+    ("RLHF", "SFT+"),
+    ("Fact-RLHF", "SFT+"),
+    *((name, "SFT+") for name in SIBLINGS),
+    *(("Fact-RLHF", name) for name in SIBLINGS),
+)
+#: model -> the step that evaluated it
+EVALUATED = MODELS | SIBLINGS
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,8 @@ def steps_of(root: Path, seeds: Sequence[int], scale: Scale) -> list[Step]:
     steps = []
     for seed in seeds:
         folder = root / f"seed-{seed}"
-        own = chain(folder, seed, scale)
-        evaluated = tuple(MODELS.values())
+        own = chain(folder, seed, scale) + siblings(Chain(folder, seed, scale))
+        evaluated = tuple(EVALUATED.values())
         own.append(Step("compare", compare_all, {"root": str(folder)}, evaluated, folder / "compare.json"))
         steps += of_seed(seed, [*own, clean_up(folder, own)])
     return steps
@@ -94,7 +103,7 @@ def compare_all(root: str) -> None:
 
 def read_seed(folder: Path, seed: int) -> Seed | None:
     """A seed's figures, or None before all of its models are evaluated and compared."""
-    paths = {name: folder / run / "results.json" for name, run in MODELS.items()}
+    paths = {name: folder / run / "results.json" for name, run in EVALUATED.items()}
     rewards = {name: report for name in REWARDS if (report := read_report(folder, name))}
     compared = folder / "compare.json"
     if not all(path.exists() for path in (*paths.values(), compared)) or len(rewards) < len(REWARDS):
@@ -111,9 +120,10 @@ def failures_of(
     found = [
         f"{REWARDS[n]} reward model under the gate" for n, report in rewards.items() if not passes(report)
     ]
-    for name, run in (("RLHF", "ppo"), ("Fact-RLHF", "ppo_fact")):
+    for name in ("RLHF", "Fact-RLHF", *SIBLINGS):
         if not FIGURES["recall, T=0.7"](benchmarks[name]) >= SILENT:
             found.append(f"{name} fell silent")
+    for name, run in (("RLHF", "ppo"), ("Fact-RLHF", "ppo_fact")):
         stopped = read_json(folder / run / "result.json")["stopped"]
         if stopped is not None:
             found.append(f"{name} stopped at max_kl ({stopped})")
@@ -139,10 +149,10 @@ def count(seeds: int) -> str:
 
 
 def model_table(seeds: Sequence[Seed]) -> Table:
-    """Every figure of the four models: a mean over seeds with its interval."""
+    """Every figure of the models: a mean over seeds with its interval."""
     rows: list[list[Any]] = [
-        [name, *(t_interval(figure(s.benchmarks[name]) for s in seeds) for figure in FIGURES.values())]
-        for name in MODELS
+        [name, *(_mean(figure_of(figure, s.benchmarks[name]) for s in seeds) for figure in FIGURES)]
+        for name in EVALUATED
     ]
     for name, (f1, score) in PUBLISHED.items():
         known = {"POPE F1": f"{f1:.1f} %", "MMHal-style score": f"{score:.1f}"}
@@ -150,8 +160,14 @@ def model_table(seeds: Sequence[Seed]) -> Table:
     note = (
         f"{count(len(seeds))}; means with Student's t intervals (95 %). The thesis's: Table 9.5, real images."
     )
-    muted = frozenset(range(len(MODELS), len(rows)))
-    return Table("The four models", ["model", *FIGURES], rows, note, muted)
+    muted = frozenset(range(len(EVALUATED), len(rows)))
+    return Table("The models", ["model", *FIGURES], rows, note, muted)
+
+
+def _mean(values: Iterable[float]) -> Interval | None:
+    """None where no seed has a value."""
+    found = t_interval(values)
+    return found if found.n else None
 
 
 def difference_table(seeds: Sequence[Seed]) -> Table:
@@ -160,7 +176,9 @@ def difference_table(seeds: Sequence[Seed]) -> Table:
     rows: list[list[Any]] = []
     for a, b in PAIRS:
         for word, how in DECODING.items():
-            found = [seed.matched[f"{a} − {b}"][how] for seed in seeds]
+            found = [f for s in seeds if (f := s.matched[f"{a} − {b}"].get(how)) is not None]
+            if not found:
+                continue
             cells = [t_interval(value(f["differences"][figure]) for f in found) for figure in raw]
             for way in ("equal_recall", "matched_recall"):
                 cells += [t_interval(value(f[way][figure]["difference"]) for f in found) for figure in fair]
@@ -206,10 +224,10 @@ def build_page(seeds: Sequence[Seed], status: Status) -> Page:
     if seeds:
         sections += tables(seeds)
         bars = {
-            figure: [t_interval(FIGURES[figure](s.benchmarks[name]) for s in seeds) for name in MODELS]
+            figure: [_mean(figure_of(figure, s.benchmarks[name]) for s in seeds) for name in EVALUATED]
             for figure in ("halluc. rate, T=0.7", "halluc. rate, greedy", "recall, T=0.7")
         }
-        sections.append(Bars("Descriptions", list(MODELS), bars, "share"))
+        sections.append(Bars("Descriptions", list(EVALUATED), bars, "share"))
         failures = [f"seed {seed.seed}: {failure}" for seed in seeds for failure in seed.failures]
         sections.append(Text("\n\n".join(failures) or "None.", title="Failures (counted, not removed)"))
     return Page("RLHF against Fact-RLHF over paired seeds", sections, "the built-in world", status)

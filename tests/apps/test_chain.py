@@ -16,6 +16,7 @@ from align.config import EvalSettings, PpoSettings, RewardSettings, RunSettings,
 from apps import demo
 from apps.chain import (
     QUICK,
+    Chain,
     ChainError,
     Scale,
     alone_in,
@@ -25,6 +26,7 @@ from apps.chain import (
     scale_of,
 )
 from apps.scheduler import Progress, Step, check_graph
+from apps.siblings import siblings
 from apps.stages import STAGES
 from apps.studies import rlhf
 from data.folders import claim
@@ -263,7 +265,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Step]
     folder = tmp_path_factory.mktemp("micro")
     base = build_tiny_llava(folder / "base", corpus=words(), seed=1)
     root = folder / "seed-3"
-    steps = chain(root, 3, MICRO, base=str(base))
+    steps = chain(root, 3, MICRO, base=str(base)) + siblings(Chain(root, 3, MICRO, base=str(base)))
     for step in [*steps, Step("compare", rlhf.compare_all, {"root": str(root)})]:
         step.run(**step.arguments)
     return root, steps
@@ -301,6 +303,10 @@ def test_the_page_and_the_study_read_a_finished_chain(finished: tuple[Path, list
     assert len(demo.summary(root).splitlines()) == 2 + len(demo.MODELS)
     seed = rlhf.read_seed(root, 3)
     assert seed is not None
+    assert {name: len(found) for name, found in seed.benchmarks.items()} == {
+        "SFT": 4, "SFT+": 4, "RLHF": 4, "Fact-RLHF": 4, "DPO": 4, "GRPO": 4, "best of 4": 1
+    }  # fmt: skip
+    assert len({json.dumps(found, sort_keys=True) for found in seed.benchmarks.values()}) == 7
     rlhf.drop_pictures(str(root))
     assert not (root / "data/images").exists() and not list(root.glob("*/trainer"))
     assert rlhf.read_seed(root, 3) == seed

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from apps import cli
-from apps.chain import Scale, chain
-from apps.demo import MODELS
+from apps.chain import Chain, Scale, chain
 from apps.gates import GATE
 from apps.paired import descriptions
 from apps.scheduler import Progress, Step, check_graph
+from apps.siblings import siblings
 from apps.studies import rlhf, vision
-from apps.studies.figures import FIGURES, yes_ratio
+from apps.studies.figures import FIGURES, figure_of, yes_ratio
+from apps.studies.rlhf import EVALUATED
 from data.jsonl import read_json, write_json
 from data.world.build import read_scenes
 from data.world.scene import OBJECTS
@@ -60,12 +61,14 @@ def test_every_figure_has_its_own_source(tmp_path: Path, write_evaluation: Write
         "halluc. rate, greedy": 0.2, "CHAIR_i, greedy": 0.21, "recall, greedy": 0.22,
     }  # fmt: skip
     assert yes_ratio(benchmarks["pope"]) == pytest.approx(0.13)
+    assert figure_of("POPE F1", benchmarks) == pytest.approx(0.1)
+    assert math.isnan(figure_of("POPE F1", {"describe@0.7": benchmarks["describe@0.7"]}))
 
 
 # --- the main study: a seed ---
 
 #: model -> where its hand-made figures start
-STARTS = {"SFT": 0.1, "SFT+": 0.2, "RLHF": 0.3, "Fact-RLHF": 0.4}
+STARTS = {"SFT": 0.1, "SFT+": 0.2, "RLHF": 0.3, "Fact-RLHF": 0.4, "DPO": 0.5, "GRPO": 0.6, "best of 4": 0.7}
 
 
 @pytest.fixture
@@ -79,13 +82,17 @@ def write_seed(world: Path, write_evaluation: Write, write_report: Write) -> Cal
         folder.mkdir(parents=True)
         (folder / "data").mkdir()
         (folder / "data/scenes.jsonl").write_bytes((world / "scenes.jsonl").read_bytes())
-        for name, run in MODELS.items():
+        for name, run in EVALUATED.items():
             said = {}
             for i, scene in enumerate(scenes):
                 absent = next(name for name in OBJECTS if name not in scene.objects)
                 false = f" and a {absent}" if name == "RLHF" and i < 8 else ""
                 said[scene.id] = f"a {scene.objects[0]}{false}"
-            write_evaluation(folder / run, STARTS[name] + shift, said)
+            benchmarks = write_evaluation(folder / run, STARTS[name] + shift, said)
+            if name == "best of 4":
+                only = {"describe@0.7": benchmarks["describe@0.7"]}
+                write_json(folder / run / "results.json", {"model": "m", "benchmarks": only})
+                (folder / run / "t0/responses.jsonl").unlink()
         for name, start in (("reward", 0.5 + shift), ("reward_fact", 0.6 + shift)):
             write_report(folder, name, start)
         write_report(folder, "reward", 0.5 + shift, clean=report_of(GATE + clean))
@@ -121,8 +128,14 @@ def test_models_are_compared_where_they_name_as_much(tmp_path: Path, write_seed:
     found = read_json(folder / "compare.json")
     scenes = [scene for name, scene in read_scenes(folder / "data").items() if name.startswith("w44-")][:12]
     present = [len(set(scene.objects)) for scene in scenes]
-    assert list(found) == ["Fact-RLHF − RLHF", "RLHF − SFT+", "Fact-RLHF − SFT+"]
-    for pair, sign in zip(found, (-1, 1, 0), strict=True):
+    assert list(found)[:3] == ["Fact-RLHF − RLHF", "RLHF − SFT+", "Fact-RLHF − SFT+"]
+    assert list(found)[3:6] == ["DPO − SFT+", "GRPO − SFT+", "best of 4 − SFT+"]
+    # best-of-n answers at one temperature alone
+    assert [name for name, how in found.items() if "t0" not in how] == [
+        "best of 4 − SFT+",
+        "Fact-RLHF − best of 4",
+    ]
+    for pair, sign in zip(found, (-1, 1, 0)):
         for how in ("t0", "t0.7"):
             raw, fair = found[pair][how]["differences"], found[pair][how]["matched_recall"]
             assert raw["recall"]["value"] == 0
@@ -201,9 +214,12 @@ def test_tables_are_means_t_interval(seeds: list[rlhf.Seed]) -> None:
     half = 4.3027 * 0.1 / math.sqrt(3)
     cell = models.rows[1][list(models.columns).index("CHAIR_i, T=0.7")]
     assert cell == Interval(pytest.approx(0.51), pytest.approx(0.51 - half), pytest.approx(0.51 + half), 3)
-    assert [row[0] for row in models.rows[:4]] == list(MODELS)
-    assert [models.rows[4][k] for k in (0, 1, 2, 3, 4)] == ["SFT, thesis 7B", "76.0 %", None, "1.3", None]
-    assert models.muted_rows == {4, 5, 6, 7}
+    assert [row[0] for row in models.rows[:7]] == list(EVALUATED)
+    best = dict(zip(models.columns, models.rows[6]))
+    assert best["POPE F1"] is None and best["CHAIR_i, greedy"] is None
+    assert best["CHAIR_i, T=0.7"].value == pytest.approx(1.01)
+    assert [models.rows[7][k] for k in (0, 1, 2, 3, 4)] == ["SFT, thesis 7B", "76.0 %", None, "1.3", None]
+    assert models.muted_rows == {7, 8, 9, 10}
     assert [row[:2] for row in differences.rows[:2]] == [
         ["Fact-RLHF − RLHF", "T = 0.7"],
         ["Fact-RLHF − RLHF", "greedy"],
@@ -218,7 +234,7 @@ def test_tables_are_means_t_interval(seeds: list[rlhf.Seed]) -> None:
 def test_seeds_with_failures_are_counted_and_left_out_of_further_tables(seeds: list[rlhf.Seed]) -> None:
     found = rlhf.tables(seeds)
     assert [table.title for table in found[3:]] == [
-        "The four models without the 1 seed with a failure",
+        "The models without the 1 seed with a failure",
         "Paired differences without the 1 seed with a failure",
     ]
     assert found[0].rows[0][1].value == pytest.approx(0.2) and found[0].rows[0][1].n == 3
@@ -246,12 +262,12 @@ def test_page_and_files(seeds: list[rlhf.Seed], tmp_path: Path) -> None:
 def test_every_seed_is_compared_and_then_cleaned(tmp_path: Path) -> None:
     steps = rlhf.steps_of(tmp_path, [100, 101], Scale())
     check_graph(steps)
-    names = [step.name for step in chain(tmp_path, 0, Scale())]
+    names = [step.name for step in chain(tmp_path, 0, Scale()) + siblings(Chain(tmp_path, 0, Scale()))]
     assert [step.name for step in steps] == [
         f"{s}/{n}" for s in (100, 101) for n in (*names, "compare", "clean")
     ]
     compare, clean = steps[-2:]
-    assert set(compare.needs) == {f"101/{run}" for run in MODELS.values()}
+    assert set(compare.needs) == {f"101/{run}" for run in EVALUATED.values()}
     assert set(clean.needs) == {step.name for step in steps[len(steps) // 2 : -1]}
     seeds = {step.arguments["overrides"]["seed"] for step in steps if "overrides" in step.arguments}
     assert seeds == {100, 101}
