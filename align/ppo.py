@@ -22,6 +22,7 @@ from align.actors import LEARNERS, POLICY, VALUE, Actors, Sampled, Training
 from align.cards import policy_card
 from align.checkpoint import RunDir, checkpoint_step, progress
 from align.config import PpoSettings
+from align.context import check_context
 from align.diagnose import PpoError as PpoError
 from align.diagnose import check_finite, check_fresh
 from align.generate import Item, rollout_tokens
@@ -69,7 +70,9 @@ def run(settings: PpoSettings, watch: Watch | None = None) -> Path:
         DataError: unreadable prompts, or prompts without the facts that the reward model reads.
         RewardError: no reward model at ``reward_model``.
         ModelError: the checkpoint, or the reward model's base, is no multimodal model.
-        PpoError: settings that do not fit, a policy unlike its reference at the start, or values not finite.
+        PpoError: settings that do not fit, texts longer than a model's context, a policy unlike its reference
+            at the start, or values not finite.
+        RewardPartError: a reward of one's own that is not there.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -78,6 +81,7 @@ def run(settings: PpoSettings, watch: Watch | None = None) -> Path:
     prompts = read_prompts(settings, rejects)
     for model in (settings.model, read_info(settings.reward_model).model):
         check_model(model)
+    check_context(settings, prompts)
     if settings.dry_run:
         return Path(settings.output)
     # without a GPU accelerate would start no process group unless it is told of the CPU
