@@ -31,16 +31,19 @@ def window(config: Any) -> int | None:
     return limit
 
 
-def check_window(path: str, config: Any, asked: int, response: int, name: str = "a prompt") -> None:
-    """Raise PpoError unless ``asked`` tokens, its picture's among them, and ``response`` more fit."""
+def check_window(
+    path: str, config: Any, asked: int, response: int, name: str = "a prompt", times: int = 1
+) -> None:
+    """Raise PpoError unless ``asked`` tokens, its picture's among them, and ``times`` a ``response`` fit."""
     limit = window(config)
-    if limit is None or asked + response <= limit:
+    if limit is None or asked + times * response <= limit:
         return
-    left = limit - asked
+    left = (limit - asked) // times
     mend = f"set generate.max_new_tokens to at most {left}" if left > 0 else "leave such prompts out"
+    read = f", which is read {times} times" if times > 1 else ""
     raise PpoError(
         f"{path}: its context is {limit} tokens, and {name} takes {asked} (with its picture) and a response "
-        f"up to {response} (generate.max_new_tokens); {mend}, or take a model of a longer context"
+        f"up to {response} (generate.max_new_tokens){read}; {mend}, or take a model of a longer context"
     )
 
 
@@ -62,12 +65,11 @@ def check_context(settings: PpoSettings, prompts: Sequence[Prompt]) -> None:
         renderer = Renderer(load_processor(model))
         lengths = _asked(renderer, prompts) if reads is None else _judged(renderer, prompts, reads)
         longest = max(range(len(prompts)), key=lambda i: lengths[i])
-        copies = 1 if reads is None else 1 + reads.template.count("{response}")
-        said = settings.generate.max_new_tokens * copies
+        times = 1 if reads is None else 1 + reads.template.count("{response}")
         name = f"prompt {prompts[longest].id!r}"
         if reads is not None:
             name += " with what the reward model reads behind it"
-        check_window(model.path, config, lengths[longest], said, name)
+        check_window(model.path, config, lengths[longest], settings.generate.max_new_tokens, name, times)
 
 
 def _asked(renderer: Renderer, prompts: Sequence[Prompt]) -> list[int]:

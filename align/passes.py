@@ -17,7 +17,7 @@ from align.actors import POLICY, VALUE
 from align.config import PpoSettings
 from align.decode import is_able, read
 from align.footprint import over_depth, peak_of
-from align.meta import META, Build, held
+from align.meta import META, Build, held, size
 from align.models.lmm import (
     Lmm,
     hidden_states,
@@ -137,7 +137,9 @@ class Passes:
             ("update: value", self._learn_value, ()),
         ):
             found.append(Phase(name, (*tensors, *more, self._pass(name, run, self.rows))))
-        step = Part("AdamW's temporaries", self._step(), exact=False)
+        # on a GPU it takes a group's parameters at once, and first the roots of their second moments
+        largest = max(size(group["params"]) for group in self.build.groups)
+        step = Part("AdamW's temporaries", largest, exact=False)
         return [*found, Phase("update: optimizer step", (*tensors, step))]
 
     def _pictures(self) -> tuple[Part, ...]:
@@ -208,17 +210,6 @@ class Passes:
         heads = [p for head in self.build.heads.values() for p in head.parameters()]
         models = [*held(self.build.model), *held(self.judge)]
         return [*models, *heads, *(p.grad for p in learned if p.grad is not None)]
-
-    def _step(self) -> int:
-        """What AdamW makes beside its moments; on a GPU it takes all parameters at once."""
-        key = (id(self.build), "step")
-        if key not in self.peaks:
-            present = self._present()
-            optimizer = torch.optim.AdamW(self.build.learned(), foreach=True)
-            optimizer.step()
-            moments = [t for state in optimizer.state.values() for t in state.values()]
-            self.peaks[key] = peak_of(optimizer.step, [*present, *moments])
-        return self.peaks[key]
 
     # --- the passes ---
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps import arguments as kinds
+from apps import plan_command
 from apps.shipped import find_recipe
 from apps.stages import STAGES as STAGES
 from apps.stages import run_stage
@@ -181,6 +182,8 @@ def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("--answers", metavar="FILE", help="a file of answers to all the benchmarks")
     if name == "eval-score":
         parser.usage = "align eval score [RECIPE.yaml] [key=value ...] --answers FILE --output DIR [options]"
+    if name == "ppo":
+        plan_command.add_arguments(parser)
     if name == "eval":
         parser.epilog = "See also: align eval score, compare and report, each with --help."
     if name == "reward":
@@ -221,6 +224,8 @@ def _run_stage(args: argparse.Namespace) -> int:
             overrides.append(f"{key}={_quoted(value)}")
     overrides += [f"{key}=true" for key in ("resume", "dry_run") if getattr(args, key)]
     settings = config.resolve(getattr(config, stage.settings), recipe, overrides)
+    if getattr(args, "plan", False):
+        return plan_command.run(settings, args)
     if settings.dry_run:
         print(_plan(args.stage, settings), flush=True)
     _check_files(settings)

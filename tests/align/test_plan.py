@@ -14,7 +14,8 @@ from align.actors import LEARNERS, Actors
 from align.config import GenerateSettings, LoraSettings, ModelSettings, PpoSettings, resolve
 from align.decode import forward, read
 from align.diagnose import PpoError
-from align.meta import Judge
+from align.footprint import peak_of
+from align.meta import Judge, build_on_meta
 from align.models.lmm import load, unwrap, vision_features
 from align.models.tiny import build_tiny_llava
 from align.passes import Phase, cache_bytes, total
@@ -133,6 +134,19 @@ def test_kept_features_are_those_of_the_rollouts(world: Path) -> None:
     kept = phase(plan, "update: policy").parts
     assert part(kept, "pictures: the tower's features") == 16 * tower.nbytes
     assert part(kept, "pictures: projected features") == 16 * projected.nbytes
+
+
+def test_adamw_takes_a_group_of_parameters_again(world: Path) -> None:
+    chosen = settings(world)
+    build = build_on_meta(chosen)
+    for parameter in build.learned():
+        parameter.grad = torch.empty_like(parameter)
+    optimizer = torch.optim.AdamW(build.groups, foreach=True)
+    optimizer.step()
+    moments = [t for state in optimizer.state.values() for t in state.values()]
+    present = [*build.learned(), *moments, *(p.grad for p in build.learned() if p.grad is not None)]
+    parts = phase(planner(world).plan(chosen), "update: optimizer step").parts
+    assert part(parts, "AdamW's temporaries") == pytest.approx(peak_of(optimizer.step, present), rel=0.01)
 
 
 def test_each_setting_moves_its_own_phase(world: Path) -> None:
