@@ -24,10 +24,11 @@ from align.models.lmm import Lmm, ModelError, check_model, load, lora_config, un
 from align.pairs import check_facts
 from align.pictures import open_pictures
 from align.render import Renderer
-from align.reward_function import make_reward_function, make_symbolic_functions
+from align.reward_function import make_reward_function, make_symbolic_functions, make_user_functions
 from align.reward_model import read_info, same_base
 from align.schedule import stream
 from align.trl_stage import KeepsLearned, LogToRun, arguments, card_of, fit, save_policy, set_optimizer
+from align.user_rewards import find_functions
 from data.jsonl import DataError, Rejects, write_json
 from data.load import load as load_records
 from data.schema import Message, Prompt
@@ -61,7 +62,7 @@ def run(settings: GroupSettings) -> Path:
 
     Raises:
         DataError: unreadable prompts, or prompts without the facts that the reward model reads.
-        RewardError: no reward model at ``reward_model``.
+        RewardError: no reward model at ``reward_model``. RewardPartError: no such function of ``user_rewards``.
         ModelError: no multimodal model, or one whose processor renders prompts otherwise than ``align.render``.
         TrainingError: a loss or gradient that is not finite. LaunchError: one of several processes.
     """
@@ -74,6 +75,7 @@ def run(settings: GroupSettings) -> Path:
         return output
     rejects = Rejects()
     prompts = read_prompts(settings, rejects)
+    find_functions(settings.user_rewards)
     for model in (settings.model, read_info(settings.reward_model).model):
         check_model(model)
     if settings.dry_run:
@@ -107,7 +109,9 @@ def read_prompts(settings: GroupSettings, rejects: Rejects | None = None) -> lis
     bare = [prompt.id for prompt in prompts if prompt.image is None]
     if bare and len(bare) < len(prompts):
         rule = f"{len(bare)} of {len(prompts)} prompts have no image, e.g. {bare[0]!r}"
-        mend = "TRL's trainers take prompts all with an image or all without; split the file, or use align ppo"
+        mend = (
+            "TRL's trainers take prompts all with an image or all without; split the file, or use align ppo"
+        )
         raise DataError(rule, file=source, key="image", mend=mend)
     return prompts
 
@@ -162,6 +166,7 @@ def build(
     )  # fmt: skip
     limit = settings.generate.max_new_tokens
     parts = make_symbolic_functions(prompts, settings.symbolic, ends, limit)
+    parts += make_user_functions(prompts, settings.user_rewards)
     kind, args = method(settings, run_dir.path / "trainer", lmm.device, len(parts))
     trainer = kind(
         model=lmm.model,
@@ -182,7 +187,7 @@ def build(
 def method(
     settings: GroupSettings, folder: Path, device: torch.device, parts: int
 ) -> tuple[type[GrpoTrainer] | type[RlooTrainer], Any]:
-    """The trainer's class and its settings, with ``parts`` symbolic rewards beside the score."""
+    """The trainer's class and its settings, with ``parts`` rewards beside the score."""
     updates = updates_of(settings)
     micro = settings.micro_batch or settings.minibatch
     common = {

@@ -28,7 +28,7 @@ from peft import PeftModel
 from PIL import Image as PILImage
 from pydantic import ValidationError
 
-from align.config import ModelSettings, SymbolicSettings
+from align.config import ModelSettings, SymbolicSettings, UserReward
 from align.generate import inference
 from align.models.lmm import Lmm, use_adapter
 from align.pairs import check_facts
@@ -37,6 +37,7 @@ from align.render import ImageInput
 from align.reward_model import RewardError, RewardModel, ScoreItem, find_reward, read_info
 from align.rewards import symbolic
 from align.schedule import step_seed
+from align.user_rewards import find_functions, user_parts
 from data.jsonl import DataError, read_records
 from data.schema import Facts, Message, Prompt
 
@@ -297,7 +298,29 @@ def pictures_of(columns: Mapping[str, Any], n: int) -> list[ImageInput]:
     return found
 
 
-# --- rewards that need no model ---
+# --- rewards that need no reward model ---
+
+
+def make_user_functions(
+    records: str | Path | Sequence[Prompt], settings: Mapping[str, UserReward]
+) -> list[Callable[..., list[float]]]:
+    """A recipe's ``user_rewards`` (``align.user_rewards``) as reward functions, each by its name and weighted.
+
+    Raises:
+        RewardPartError: a function that is not there; when it is called, one that gives no finite number.
+    """
+    known, functions = by_id(records) or {}, find_functions(settings)
+
+    def named(name: str) -> Callable[..., list[float]]:
+        def function(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+            texts = [text_of(completion) for completion in completions]
+            one = {name: functions[name]}
+            return user_parts(one, settings, joined(known, columns), texts)[name].tolist()
+
+        function.__name__ = name
+        return function
+
+    return [named(name) for name in functions]
 
 
 def make_symbolic_functions(

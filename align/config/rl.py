@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from align.config.base import (
     DataSettings,
@@ -50,6 +50,17 @@ class UserReward(Settings):
     options: dict[str, str | float | bool | list[str]] = {}
 
 
+def _named(rewards: dict[str, UserReward]) -> dict[str, UserReward]:
+    for name in rewards:
+        if name in PARTS or not re.fullmatch(r"[A-Za-z]\w*", name):
+            raise ValueError(f"{name!r} is taken or no name; use letters, digits and _, and none of {PARTS}")
+    return rewards
+
+
+#: by name, as logged: reward/<name>
+UserRewards: TypeAlias = Annotated[dict[str, UserReward], AfterValidator(_named)]
+
+
 class PpoSettings(RunSettings):
     model: ModelSettings
     #: run directory (or its ``reward`` folder) of a reward model
@@ -64,7 +75,7 @@ class PpoSettings(RunSettings):
     generate: GenerateSettings = GenerateSettings()
     symbolic: SymbolicSettings = SymbolicSettings()
     #: rewards of one's own by name; each is logged apart as reward/<name>
-    user_rewards: dict[str, UserReward] = {}
+    user_rewards: UserRewards = {}
     steps: int = Field(500, ge=1)
     rollouts: int = Field(512, ge=2)
     #: passes over each batch of rollouts, and rollouts per gradient step
@@ -94,16 +105,6 @@ class PpoSettings(RunSettings):
     dump_rollouts: int = Field(8, ge=0)
     #: a step is minutes of work with a large model, and its checkpoint holds adapters alone
     save_every: int = Field(1, ge=0)
-
-    @field_validator("user_rewards")
-    @classmethod
-    def _names(cls, rewards: dict[str, UserReward]) -> dict[str, UserReward]:
-        for name in rewards:
-            if name in PARTS or not re.fullmatch(r"[A-Za-z]\w*", name):
-                raise ValueError(
-                    f"{name!r} is taken or no name; use letters, digits and _, and none of {PARTS}"
-                )
-        return rewards
 
     @model_validator(mode="after")
     def _whole_base(self) -> PpoSettings:

@@ -14,7 +14,7 @@ from align.config.base import (
     OptimSettings,
     RunSettings,
 )
-from align.config.rl import SymbolicSettings
+from align.config.rl import SymbolicSettings, UserRewards
 
 
 class DpoSettings(RunSettings):
@@ -73,6 +73,8 @@ class GroupSettings(RunSettings):
     lora: LoraSettings = LoraSettings()
     generate: GenerateSettings = GenerateSettings()
     symbolic: SymbolicSettings = SymbolicSettings()
+    #: rewards of one's own by name; each is logged apart as reward/<name>
+    user_rewards: UserRewards = {}
     #: multiplies the reward model's score before the symbolic rewards are added
     reward_scale: float = Field(1.0, gt=0)
     steps: int = Field(500, ge=1)
@@ -103,7 +105,9 @@ class GroupSettings(RunSettings):
             if part is not None and whole % part:
                 raise ValueError(f"{big} {whole} must be a multiple of {small} {part}; change one of them")
         if self.generate.temperature <= 0:
-            raise ValueError("generate.temperature is 0, so all responses to a prompt would be equal; use 1.0")
+            raise ValueError(
+                "generate.temperature is 0, so all responses to a prompt would be equal; use 1.0"
+            )
         return self
 
 
