@@ -96,7 +96,7 @@ def _judged(renderer: Renderer, prompts: Sequence[Prompt], info: RewardInfo) -> 
 
 def _longest(facts: Facts, info: RewardInfo) -> Facts:
     """Of each kind the longest entries that may be shown together."""
-    kept = {}
+    kept: dict[str, list[str]] = {}
     for kind, most in info.max_facts.items():
         if kind != "answer":
             kept[kind] = sorted(getattr(facts, kind), key=len, reverse=True)[:most]

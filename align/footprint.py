@@ -84,7 +84,8 @@ def fused_attention() -> Iterator[None]:
     A function in torch's place, since none of its modes reaches what checkpointing computes again during the
     backward pass.
     """
-    original = F.scaled_dot_product_attention
+    functional: Any = F
+    original = functional.scaled_dot_product_attention
 
     def attend(
         q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *others: Any, **named: Any
@@ -93,11 +94,11 @@ def fused_attention() -> Iterator[None]:
             return original(q, k, v, attn_mask, *others, **named)
         return _Fused.apply(q, k, v, attn_mask)
 
-    F.scaled_dot_product_attention = attend
+    functional.scaled_dot_product_attention = attend
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = original
+        functional.scaled_dot_product_attention = original
 
 
 def peak_of(run: Callable[[], object], held: Iterable[Tensor] = ()) -> int:

@@ -278,8 +278,9 @@ def held(module: nn.Module) -> Iterator[Tensor]:
             state = state.state2
         for holder in (getattr(part, "weight", None), getattr(part, "state", None)):
             # the scales move from the weight to the state in the first pass
-            if isinstance(getattr(holder, "SCB", None), Tensor):
-                yield holder.SCB
+            scales = getattr(holder, "SCB", None)
+            if isinstance(scales, Tensor):
+                yield scales
 
 
 def size(tensors: Iterable[Tensor]) -> int:

@@ -93,7 +93,7 @@ class Planner:
             more = lengths.asked + self.judged
             check_window(self.judge.model.path, unwrap(build.reward).config, more, lengths.response)
         return Plan(
-            roles=tuple(_roles(build, settings, self.processes)),
+            roles=tuple(self._roles(settings, build)),
             training=tuple(_training(build, settings)),
             phases=tuple(Passes(build, lengths, settings, self.processes, self._peaks).phases()),
             lengths=lengths,
@@ -103,7 +103,7 @@ class Planner:
 
     def _build(self, settings: PpoSettings) -> Build:
         model = settings.model
-        key = model.path, model.dtype, model.bits, model.attention, settings.lora.model_dump_json()
+        key = model.path, model.dtype, model.bits, model.attention, repr(settings.lora), repr(self.judge)
         if key not in self._builds:
             self._builds[key] = ppo_on_meta(settings, self.judge)
         return self._builds[key]
@@ -112,6 +112,18 @@ class Planner:
         image = self.image or _image_tokens(build.model) or 576
         return Lengths(self.prompt, image, settings.generate.max_new_tokens, self.judged)
 
+    def _roles(self, settings: PpoSettings, build: Build) -> Iterator[Part]:
+        """Weights by role."""
+        shards = self.processes if settings.shard_base else 1
+        yield from _bases(f"base: {_precision(settings.model)}", build.model, shards)
+        for name in LEARNERS if build.reward is not None else (*LEARNERS, ADAPTER):
+            yield _role(build.model, name, build)
+        if build.reward is not None:
+            # quantized weights are not split
+            shards = 1 if self.judge.model.bits else shards
+            yield from _bases("reward: a base of its own", build.reward, shards)
+            yield _role(build.reward, ADAPTER, build)
+
     def _notes(self, settings: PpoSettings, build: Build) -> Iterator[str]:
         model = settings.model
         if model.bits and model.adapters:
@@ -119,6 +131,12 @@ class Planner:
             yield (
                 f"while loading, the computer's own memory holds the whole base in {model.dtype}, "
                 f"{full / 2**30:.1f} GiB, to merge its adapter ahead of the rounding"
+            )
+        if settings.shard_base:
+            whole = size(held(base_on_meta(model)))
+            yield (
+                "while loading, each process holds the whole base in the computer's own memory, "
+                f"{whole / 2**30:.1f} GiB, ahead of splitting it"
             )
         if model.bits == 8 and settings.gradient_checkpointing:
             yield "8-bit layers keep their inputs in spite of gradient checkpointing; 4-bit layers do not"
@@ -136,17 +154,6 @@ def _image_tokens(model: Any) -> int | None:
 
 
 # --- what is always held ---
-
-
-def _roles(build: Build, settings: PpoSettings, processes: int) -> Iterator[Part]:
-    """Weights by role."""
-    shards = processes if settings.shard_base else 1
-    yield from _bases(f"base: {_precision(settings.model)}", build.model, shards)
-    for name in LEARNERS if build.reward is not None else (*LEARNERS, ADAPTER):
-        yield _role(build.model, name, build)
-    if build.reward is not None:
-        yield from _bases("reward: a base of its own", build.reward, shards)
-        yield _role(build.reward, ADAPTER, build)
 
 
 def _bases(name: str, model: Any, shards: int) -> Iterator[Part]:

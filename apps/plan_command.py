@@ -128,7 +128,7 @@ def _shipped(reward_model: str) -> str | None:
     from align.config import load_recipe
 
     for path in sorted(RECIPES.rglob("reward*.yaml")):
-        output = Path(load_recipe(path)["output"])
+        output = Path(load_recipe(path).get("output", ""))
         if Path(reward_model) in (output, output / "reward"):
             return str(path.relative_to(RECIPES).with_suffix(""))
     return None

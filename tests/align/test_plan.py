@@ -12,15 +12,16 @@ from transformers import AutoConfig, DynamicCache
 
 from align.actors import LEARNERS, Actors
 from align.config import GenerateSettings, LoraSettings, ModelSettings, PpoSettings, resolve
-from align.decode import forward, read
+from align.decode import Read, decode, forward, read, sampler
 from align.diagnose import PpoError
-from align.footprint import peak_of
-from align.meta import Judge, build_on_meta
-from align.models.lmm import load, unwrap, vision_features
+from align.footprint import LiveBytes, peak_of
+from align.meta import Judge, build_on_meta, held
+from align.models.lmm import add_adapters, load, unwrap, vision_features
 from align.models.tiny import build_tiny_llava
 from align.passes import Phase, cache_bytes, total
 from align.plan import RESERVE, Plan, Planner, single_changes, way_to_fit
 from align.reward_model import RewardInfo, RewardModel
+from tests.align.test_footprint import real_peak
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,28 @@ def test_keys_and_values_are_those_of_a_real_cache(world: Path) -> None:
     assert cache_bytes(text, 8, 64, 4) == real == 2 * 2 * 8 * 64 * 2 * 16 * 4
 
 
+def test_reading_and_writing_take_what_a_real_policy_takes(world: Path) -> None:
+    chosen = settings(world)
+    plan = planner(world).plan(chosen)
+    model = add_adapters(load(chosen.model).model, chosen.lora, ["policy"])
+    base, asked = unwrap(model), plan.lengths.asked
+
+    @torch.no_grad()
+    def reading() -> Read:
+        return read(base, torch.zeros(8, asked, 64), torch.ones(8, asked, dtype=torch.long))
+
+    reading()
+    found = phase(plan, "rollout: read prompts").parts
+    assert part(found, "the pass over 8 rows") == pytest.approx(real_peak(reading), rel=0.08)
+    with LiveBytes(held(model)) as live:
+        state = reading()
+        live.peak = live.now
+        decode(base, state, sampler(1.0), [], [], 40)
+    written = phase(plan, "rollout: write responses").parts
+    said = total([p for p in written if not p.name.startswith("pictures")])
+    assert said == pytest.approx(live.peak, rel=0.06)
+
+
 def test_kept_features_are_those_of_the_rollouts(world: Path) -> None:
     chosen = settings(world)
     base = load(chosen.model).model
@@ -173,11 +196,12 @@ def test_each_setting_moves_its_own_phase(world: Path) -> None:
 
 def test_more_processes_share_the_rollouts_and_if_asked_the_base(world: Path) -> None:
     one = planner(world)
-    plan, two = one.plan(settings(world)), replace(one, processes=2).plan(settings(world))
+    two_gpus = replace(one, processes=2)
+    plan, two = one.plan(settings(world)), two_gpus.plan(settings(world))
     assert two.held == plan.held
     name = "pictures: the tower's features"
     assert part(plan.phases[0].parts, name) == 2 * part(two.phases[0].parts, name)
-    shared = replace(one, processes=2).plan(settings(world, shard_base=True))
+    shared = two_gpus.plan(settings(world, shard_base=True))
     model = load(settings(world).model).model
     layers = [p for layer in model.get_decoder().layers for p in layer.parameters()]
     # every matrix and norm of the layers has an even number of rows
@@ -185,6 +209,13 @@ def test_more_processes_share_the_rollouts_and_if_asked_the_base(world: Path) ->
     assert part(shared.roles, "base: float32, split by 2") == expected
     whole = part(shared.roles, "two layers of it, gathered")
     assert whole == sum(p.nbytes for p in layers)  # the model has two
+    assert "each process holds the whole base in the computer's own memory" in shared.notes[0]
+    # a quantized reward model keeps its base whole
+    other = ModelSettings(path=str(world / "other"), dtype="bfloat16")
+    for bits, split in ((None, True), (4, False)):
+        judge = Judge(other.model_copy(update={"bits": bits}), LoraSettings(r=2))
+        roles = Planner(judge, processes=2, prompt=20, judged=30).plan(settings(world, shard_base=True)).roles
+        assert any(p.name == "reward: a base of its own, split by 2" for p in roles) == split
 
 
 # --- what would fit ---

@@ -70,14 +70,17 @@ def test_recipes_ahead_of_ppo_build(llava: dict[str, Path], name: str, stage: st
         assert whole / 1e9 == pytest.approx(SHAPES[name][4], rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["7b", "13b"])
-def test_ppo_recipes_build(llava: dict[str, Path], name: str) -> None:
-    """Policy, value and reward, heads and the optimizer's groups, with the thesis's 13B reward model."""
-    settings = resolve(PpoSettings, RECIPES / f"llava15_{name}/ppo.yaml", [f"model.path={llava[name]}"])
-    judge, source = plan_command.find_judge(settings, base=str(llava["13b"]))
-    assert "not trained yet; as the shipped recipe llava15_13b/reward_fact trains it" in source
+@pytest.mark.parametrize(
+    ("name", "recipe", "judged_by"),
+    [("7b", "ppo", "13b"), ("7b", "ppo_8gpus", "7b"), ("13b", "ppo", "13b"), ("13b", "ppo_2nodes", "13b")],
+)
+def test_ppo_recipes_build(llava: dict[str, Path], name: str, recipe: str, judged_by: str) -> None:
+    """Policy, value and reward, heads and the optimizer's groups, before the reward model is trained."""
+    settings = resolve(PpoSettings, RECIPES / f"llava15_{name}/{recipe}.yaml", [f"model.path={llava[name]}"])
+    judge, source = plan_command.find_judge(settings, base=str(llava[judged_by]))
+    assert f"not trained yet; as the shipped recipe llava15_{judged_by}/reward_fact trains it" in source
     build = build_on_meta(settings, judge)
-    assert (build.reward is None) == (name == "13b")
+    assert (build.reward is None) == (name == judged_by)
     width = SHAPES[name][0] + 1
     assert [numbers(group["params"]) for group in build.groups] == [
         lora_numbers(name),
@@ -85,10 +88,10 @@ def test_ppo_recipes_build(llava: dict[str, Path], name: str) -> None:
     ]
     judged = build.model if build.reward is None else build.reward
     reward = [p for n, p in judged.named_parameters() if adapter_of(n) == "reward"]
-    assert numbers(reward) == lora_numbers("13b") and not any(p.requires_grad for p in reward)
+    assert numbers(reward) == lora_numbers(judged_by) and not any(p.requires_grad for p in reward)
     assert {n: h.linear.in_features for n, h in build.heads.items()} == {
         "value": SHAPES[name][0],
-        "reward": SHAPES["13b"][0],
+        "reward": SHAPES[judged_by][0],
     }
 
 
