@@ -83,7 +83,7 @@ def read_prompts(settings: BestOfSettings, rejects: Rejects | None = None) -> li
 
 
 class Judge:
-    """The model that answers, as it was loaded, and the reward model, on the same base where that is its own."""
+    """The model that answers, as it was loaded, and the reward model, on the same base if it is its own."""
 
     def __init__(self, settings: BestOfSettings) -> None:
         self.settings = settings
@@ -92,7 +92,7 @@ class Judge:
         self.reward = RewardModel.load(find_reward(settings.reward_model), self.lmm, base=settings.model)
 
     def rows(self, prompts: Sequence[Prompt], seed: int) -> Iterator[dict[str, Any]]:
-        """One row a prompt: its samples with their scores, and the position of the best (the first of equals)."""
+        """A row a prompt: its samples with their scores, and which is the best (the first of equals)."""
         s, n = self.settings, self.settings.n
         ids = [p.id for p in prompts]
         pictures = open_pictures([p.image for p in prompts], s.data.images, ids)
@@ -143,7 +143,12 @@ def example_of(prompt: Prompt, row: dict[str, Any]) -> Example:
     best = row["samples"][row["best"]]["text"]
     turns = [Message(role="user", content=prompt.question), Message(role="assistant", content=best)]
     return Example(
-        id=prompt.id, image=prompt.image, messages=turns, facts=prompt.facts, source="best-of", split=prompt.split
+        id=prompt.id,
+        image=prompt.image,
+        messages=turns,
+        facts=prompt.facts,
+        source="best-of",
+        split=prompt.split,
     )
 
 
@@ -217,7 +222,7 @@ def expected_best(scores: Any, k: int) -> np.ndarray:
 def kl_bound(n: int) -> float:
     """log n − (n − 1)/n, in nats: an upper bound of KL(best-of-n ‖ model).
 
-    Stiennon et al. 2020, appendix G.3; a bound by Beirami et al. 2024, near where no response is likely enough
-    to be drawn twice.
+    Stiennon et al. 2020, appendix G.3; that it is a bound: Beirami et al. 2024. It is close where no response
+    is likely enough to be drawn twice.
     """
     return math.log(n) - (n - 1) / n

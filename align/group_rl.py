@@ -55,15 +55,16 @@ CHECKED = 8
 
 
 def run(settings: GroupSettings) -> Path:
-    """Train a policy by the method of the settings, and return the folder of its adapter (``<output>/policy``).
+    """Train a policy by the settings' method, and return the folder of its adapter (``<output>/policy``).
 
     A step is ``rollouts`` responses to ``rollouts / num_generations`` prompts, and a line of
     ``metrics.jsonl``.
 
     Raises:
         DataError: unreadable prompts, or prompts without the facts that the reward model reads.
-        RewardError: no reward model at ``reward_model``. RewardPartError: no such function of ``user_rewards``.
-        ModelError: no multimodal model, or one whose processor renders prompts otherwise than ``align.render``.
+        RewardError: no reward model at ``reward_model``. RewardPartError: a user's function is not there.
+        ModelError: no multimodal model, or one whose processor renders prompts otherwise than
+            ``align.render``.
         TrainingError: a loss or gradient that is not finite. LaunchError: one of several processes.
     """
     stage = "grpo" if isinstance(settings, GrpoSettings) else "rloo"
@@ -99,7 +100,7 @@ def run(settings: GroupSettings) -> Path:
 def read_prompts(settings: GroupSettings, rejects: Rejects | None = None) -> list[Prompt]:
     """The prompts, with the facts that the reward model reads. Raises DataError.
 
-    TRL's trainers put a batch's pictures into its prompts in order, so that all prompts must have one, or none.
+    TRL's trainers put a batch's pictures into its prompts in order: all prompts must have one, or none.
     """
     data = settings.data
     records = load_records(want="prompt", **data.model_dump(), rejects=rejects)
@@ -122,7 +123,7 @@ def updates_of(settings: GroupSettings) -> int:
 
 
 def rows_of(prompts: Sequence[Prompt], renderer: Renderer, settings: GroupSettings) -> Dataset:
-    """The whole run's prompts in PPO's order; a picture is opened when its row is drawn, once for its group."""
+    """The whole run's prompts in PPO's order; a picture is opened with its row, once for its group."""
     groups = settings.rollouts // settings.num_generations
     order = stream(len(prompts), settings.seed, 0, settings.steps * groups)
 
@@ -162,7 +163,8 @@ def build(
     shared = same_base(read_info(settings.reward_model).model, settings.model)
     score = make_reward_function(
         settings.reward_model, records=prompts, images=settings.reward_images, own_base=not shared,
-        base=settings.model, name=SCORE, seed=settings.seed, batch_size=settings.micro_batch or settings.minibatch,
+        base=settings.model, name=SCORE, seed=settings.seed,
+        batch_size=settings.micro_batch or settings.minibatch,
     )  # fmt: skip
     limit = settings.generate.max_new_tokens
     parts = make_symbolic_functions(prompts, settings.symbolic, ends, limit)
@@ -250,8 +252,8 @@ def check_rendering(
         if key in ours and not torch.equal(ours[key], theirs[key].to(ours[key])):
             what = {"input_ids": "tokens", "pixel_values": "pixels"}[key]
             raise ModelError(
-                f"{settings.model.path}: its processor gives a prompt other {what} than align.render, which SFT "
-                "and evaluation use; train it with align ppo, or mend its chat template"
+                f"{settings.model.path}: its processor gives a prompt other {what} than align.render, which "
+                "SFT and evaluation use; train it with align ppo, or mend its chat template"
             )
 
 

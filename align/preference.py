@@ -141,7 +141,7 @@ class Pairs:
 
 
 class PairCollator:
-    """Positions to DPOTrainer's batch: the chosen conversations, then the rejected ones, in the same order."""
+    """Positions to DPOTrainer's batch: the chosen conversations, then the rejected ones in that order."""
 
     def __init__(self, renderer: Renderer, pairs: Pairs) -> None:
         self.renderer, self.pairs = renderer, pairs
@@ -255,7 +255,7 @@ def log_ratios(lmm: Lmm, collate: PairCollator, size: int) -> tuple[Tensor, Tens
 
 
 def heldout(lmm: Lmm, collate: PairCollator, settings: DpoSettings) -> dict[str, float]:
-    """How often the policy, against the base, prefers the chosen responses of held-out pairs, and by how much.
+    """How often the policy, against the base, prefers held-out pairs' chosen responses, and by how much.
 
     ``margin`` is β times the difference of the log ratios, DPO's implicit reward. An equal one is half right.
     """
@@ -281,8 +281,8 @@ def card(settings: DpoSettings, n: int, skipped: Counter[str], found: dict[str, 
     ]
     if found:
         lines.append(
-            f"- Of {found['heldout/n']:.0f} held-out pairs it prefers the chosen response, against the base, in "
-            f"{found['heldout/accuracy']:.1%} (95 % interval {found['heldout/low']:.1%} to "
+            f"- Of {found['heldout/n']:.0f} held-out pairs it prefers the chosen response, against the base, "
+            f"in {found['heldout/accuracy']:.1%} (95 % interval {found['heldout/low']:.1%} to "
             f"{found['heldout/high']:.1%}), by a mean margin of {found['heldout/margin']:.3f}."
         )
     return card_of("DPO", settings.model, lines)

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from PIL import Image as PILImage
 from pydantic import ValidationError
@@ -60,9 +59,9 @@ def make_reward_function(
 
     Args:
         reward_model: a finished run directory of ``align reward``, or its folder "reward".
-        records: prompts of our schema (a file of ``align data``, or records): questions and facts are looked up
-            by the dataset's column "id". Without them the conversation is the trainer's prompt, and facts come
-            from a column "facts" (``data.schema.Facts`` as a mapping or as JSON).
+        records: prompts of our schema (a file of ``align data``, or records): questions and facts are looked
+            up by the dataset's column "id". Without them the conversation is the trainer's prompt, and facts
+            come from a column "facts" (``data.schema.Facts`` as a mapping or as JSON).
         images: image root of ``records``: their pictures are then scored in place of the dataset's.
         own_base: load the reward model's base now. False waits for :meth:`RewardFunction.share`.
         base: how its base is run (device, attention, precision); the path is the reward model's own.
@@ -82,8 +81,9 @@ def make_reward_function(
 def fact_reward(prompts: Any, completions: Any, **columns: Any) -> list[float]:
     """A reward function that a command line can name: ``align.reward_function.fact_reward``.
 
-    ``ALIGN_REWARD_MODEL`` names the reward model, ``ALIGN_REWARD_RECORDS`` (a file) and ``ALIGN_REWARD_IMAGES``
-    what ``make_reward_function`` calls records and images; both may be unset. It loads a base of its own.
+    ``ALIGN_REWARD_MODEL`` names the reward model, ``ALIGN_REWARD_RECORDS`` (a file) and
+    ``ALIGN_REWARD_IMAGES`` what ``make_reward_function`` calls records and images; both may be unset. The
+    base is its own.
 
     Returns one score a completion. Raises RewardError where the first is not set, and what
     :class:`RewardFunction` raises.
@@ -141,16 +141,17 @@ class RewardFunction:
     def share(self, policy: Any, processor: Any, base: ModelSettings | None = None) -> None:
         """Put the reward model's adapter on the policy's base, frozen: call it before ``trainer.train()``.
 
-        ``policy`` is the trainer's model, with a LoRA adapter; ``base`` says what its base was loaded from where
-        it does not itself (with an adapter merged into it). What learns and what is active stays as it is.
+        ``policy`` is the trainer's model, with a LoRA adapter; ``base`` says what its base was loaded from
+        where it does not itself (an adapter merged into it). What learns and what is active stays as it is.
 
         Raises:
-            RewardError: the policy has no adapter (its base would move under the reward model), or another base.
+            RewardError: the policy has no adapter (its base would move under the reward model), or its base
+                is another.
         """
         if not isinstance(policy, PeftModel):
             raise RewardError(
-                "the policy is trained in full, so its base will move; give the trainer a peft_config, or let "
-                "the reward function load its own base (own_base=True)"
+                "the policy is trained in full, so its base will move; give the trainer a peft_config, or "
+                "let the reward function load its own base (own_base=True)"
             )
         theirs = base or ModelSettings(path=str(policy.get_base_model().name_or_path))
         lmm = Lmm(policy, processor, theirs.path)
@@ -159,8 +160,8 @@ class RewardFunction:
             model = RewardModel.load(self.folder, lmm, base=theirs)
         if model.lmm is not lmm:
             raise RewardError(
-                f"{self.folder}: was trained on {self.info.model.path} and the policy's base is {theirs.path}; "
-                "leave share out (own_base=True)"
+                f"{self.folder}: was trained on {self.info.model.path} and the policy's base is "
+                f"{theirs.path}; leave share out (own_base=True)"
             )
         self.model = _frozen(model)
 
@@ -169,8 +170,8 @@ class RewardFunction:
     ) -> list[float]:
         """One score a completion.
 
-        ``columns`` are the dataset's: "id" where records were given, "facts", "images" or "image". Prompts and
-        completions are conversations as TRL passes them, or plain text (the prompt then is a question).
+        ``columns`` are the dataset's: "id" where records were given, "facts", "images" or "image". Prompts
+        and completions are conversations as TRL passes them, or plain text (the prompt then is a question).
 
         Raises:
             RewardError: no weights yet, an id that no record has, no column "id", facts that are none.
@@ -209,7 +210,7 @@ class RewardFunction:
 
     @contextlib.contextmanager
     def _active(self) -> Iterator[RewardModel]:
-        """The reward model in evaluation mode; afterwards the policy is active, learning and training as before."""
+        """The reward model in evaluation mode; afterwards the policy is active and training as before."""
         assert self.model is not None
         model = self.model.lmm.model
         before = model.active_adapter
@@ -287,7 +288,7 @@ def facts_of(given: Any) -> Facts:
 
 
 def pictures_of(columns: Mapping[str, Any], n: int) -> list[ImageInput]:
-    """The picture of each row of a column "images" (lists of at most one) or "image"; None where there is none."""
+    """Each row's picture, of a column "images" (lists of at most one) or "image"; None without one."""
     rows = columns.get("images", columns.get("image"))
     found = []
     for row in rows if rows is not None else [None] * n:
@@ -304,7 +305,7 @@ def pictures_of(columns: Mapping[str, Any], n: int) -> list[ImageInput]:
 def make_user_functions(
     records: str | Path | Sequence[Prompt], settings: Mapping[str, UserReward]
 ) -> list[Callable[..., list[float]]]:
-    """A recipe's ``user_rewards`` (``align.user_rewards``) as reward functions, each by its name and weighted.
+    """A recipe's ``user_rewards`` (``align.user_rewards``) as reward functions, by their names and weighted.
 
     Raises:
         RewardPartError: a function that is not there; when it is called, one that gives no finite number.
@@ -331,7 +332,8 @@ def make_symbolic_functions(
 ) -> list[Callable[..., list[float]]]:
     """PPO's symbolic rewards (``align.rewards``) as reward functions, each by its name.
 
-    A completion without one of ``end_ids`` at its end is incomplete; its length counts against ``max_tokens``.
+    A completion without one of ``end_ids`` at its end is incomplete; its length counts against
+    ``max_tokens``.
     The dataset's column "id" names the record that says what is right and how long an answer should be.
     """
     known = by_id(records) or {}

@@ -1,4 +1,4 @@
-"""What the stages that TRL trains have in common: its settings, log and checkpoints, and the policy saved as PPO's.
+"""What the stages trained by TRL have in common: settings, log, checkpoints, a policy saved as PPO saves it.
 
 TRL names the adapter that learns "default", and takes the base with its adapters off for the reference.
 """
@@ -110,7 +110,7 @@ class LogToRun(TrainerCallback):
 def arguments(kind: Any, settings: RunSettings, folder: Path, device: torch.device, **own: Any) -> Any:
     """The trainer's settings: what all of ours have in common, and ``own``.
 
-    ``kind`` is TRL's class; its settings of precision and checkpointing are stated, since they are on by default.
+    ``kind`` is TRL's class; precision and activation checkpointing are always stated, as TRL turns them on.
     """
     if own["gradient_checkpointing"]:
         own["gradient_checkpointing_kwargs"] = {"use_reentrant": False}

@@ -18,7 +18,7 @@ from align.config.rl import SymbolicSettings, UserRewards
 
 
 class DpoSettings(RunSettings):
-    """Direct preference optimization (Rafailov et al. 2023), by TRL's DPOTrainer; the reference is the base."""
+    """Direct preference optimization (Rafailov et al. 2023), by TRL; the reference is the base."""
 
     model: ModelSettings
     data: DataSettings
@@ -112,19 +112,19 @@ class GroupSettings(RunSettings):
 
 
 class GrpoSettings(GroupSettings):
-    """Group relative policy optimization (Shao et al. 2024), by TRL's GRPOTrainer."""
+    """Group relative policy optimization (Shao et al. 2024), by TRL."""
 
     #: of k3, per token, in the loss
     beta: float = Field(0.04, ge=0)
     #: how the tokens' losses are averaged: grpo over each response first (the paper's), dapo over all tokens,
     #: dr_grpo over the longest length allowed
     loss_type: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
-    #: what advantages are divided by: the standard deviation of their group (the paper's), of the batch, nothing
+    #: what divides the advantages: the standard deviation of their group (the paper's), of the batch, nothing
     scale_rewards: Literal["group", "batch", "none"] = "group"
 
 
 class RlooSettings(GroupSettings):
-    """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024), by TRL's RLOOTrainer."""
+    """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024), by TRL."""
 
     #: of k1, summed over the response, in the reward
     beta: float = Field(0.05, ge=0)

@@ -159,7 +159,9 @@ def test_the_samples_are_those_of_the_model_alone(world: Path, done: Path):
     ]
     seed = step_seed(0, "best-of", 0)
     said = generate(lmm, renderer, items, elsewhere.generate, seed=seed, num_return=6)
-    assert [[s["text"] for s in row["samples"]] for row in rows[:4]] == [[r.text for r in own] for own in said]
+    assert [[s["text"] for s in row["samples"]] for row in rows[:4]] == [
+        [r.text for r in own] for own in said
+    ]
 
 
 def test_the_answers_are_conversations_to_learn(done: Path):
@@ -210,7 +212,7 @@ def test_prompts_without_facts_are_refused_ahead_of_any_weights(
 ):
     monkeypatch.setattr(best_of, "load_lmm", lambda *_: pytest.fail("weights were loaded"))
     write_records(tmp_path / "bare.jsonl", [Prompt(id="bare", question="What?")])
-    with pytest.raises(DataError, match="reads facts .captions.; 1 records have none: bare"):
+    with pytest.raises(DataError, match=r"reads facts \(captions\); 1 records have none: bare"):
         run(settings(world, tmp_path / "run", data={"path": str(tmp_path / "bare.jsonl")}))
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="all n responses would be equal"):

@@ -241,7 +241,9 @@ def test_a_processor_that_renders_otherwise_is_refused(world: Path, tmp_path: Pa
     renderer = Renderer(processor)
     check_rendering(SimpleNamespace(processing_class=processor), renderer, prompts, own)
     other = load(own.model).processor
-    other.chat_template = other.chat_template.replace("ASSISTANT", "Assistant").replace("assistant", "helper", 1)
+    other.chat_template = other.chat_template.replace("ASSISTANT", "Assistant").replace(
+        "assistant", "helper", 1
+    )
     with pytest.raises(ModelError, match=r"gives a prompt other tokens than align.render"):
         check_rendering(SimpleNamespace(processing_class=other), renderer, prompts, own)
 

@@ -1,4 +1,4 @@
-"""DPO by TRL on our pairs: the tokens are ours, the reference is the base, it learns, and it resumes exactly."""
+"""DPO by TRL on our pairs: our tokens, the base as reference, learning, and exact resuming."""
 
 from __future__ import annotations
 
@@ -156,7 +156,9 @@ def test_pairs_that_are_too_long_are_left_out(lmm: Lmm, world: Path):
     longest = max(collator(lmm, world, holdout=0).pairs.lengths)
     fewer = collator(lmm, world, holdout=0, max_length=longest - 1).pairs
     assert 0 < len(fewer.pairs) < 12 and max(fewer.lengths) < longest
-    assert [e.id for e in fewer.chosen.examples] == [e.id for e in fewer.rejected] == [p.id for p in fewer.pairs]
+    assert (
+        [e.id for e in fewer.chosen.examples] == [e.id for e in fewer.rejected] == [p.id for p in fewer.pairs]
+    )
     with pytest.raises(DataError, match=r"all 12 pairs are longer than 8 tokens .* raise it"):
         collator(lmm, world, holdout=0, max_length=8)
 

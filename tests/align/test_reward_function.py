@@ -1,4 +1,4 @@
-"""Our reward models as TRL's reward functions: joined by id, frozen, shared or on their own, in TRL's own trainer."""
+"""Our reward models as TRL's reward functions: joined by id, frozen, on a shared base, under its trainer."""
 
 from __future__ import annotations
 
@@ -112,7 +112,9 @@ def test_scores_are_the_reward_models_by_column_or_by_record(world: Path, own: R
     order = [2, 0, 3, 1, 2]
     mixed = [expected[i] for i in order]
     assert own(**columns(order)) == pytest.approx(mixed, abs=1e-5)
-    joined = make_reward_function(world / "runs/reward_fact", records=world / "prompts.jsonl", images=str(world))
+    joined = make_reward_function(
+        world / "runs/reward_fact", records=world / "prompts.jsonl", images=str(world)
+    )
     bare = {k: v for k, v in columns(order).items() if k not in ("facts", "images", "prompts")}
     assert joined(prompts=[""] * 5, **bare) == pytest.approx(mixed, abs=1e-5)
     told = columns([1]) | {"facts": [prompt(1).facts.model_dump_json()], "completions": [SAID[1]]}
@@ -143,11 +145,11 @@ def test_records_must_be_found_by_id(world: Path):
     joined = make_reward_function(folder, records=[prompt(0), prompt(1)])
     with pytest.raises(RewardError, match="no record has the id 'q2'"):
         joined(**columns([0, 2]))
-    with pytest.raises(RewardError, match="no column 'id' to look the records up by .* add the"):
+    with pytest.raises(RewardError, match=r"no column 'id' to look the records up by .* add the"):
         joined(**{k: v for k, v in columns([0]).items() if k != "id"})
     with pytest.raises(DataError, match="two prompts have the id 'q1'"):
         make_reward_function(folder, records=[prompt(1), prompt(1)])
-    with pytest.raises(DataError, match="reads facts .captions.; 1 records have none: bare"):
+    with pytest.raises(DataError, match=r"reads facts \(captions\); 1 records have none: bare"):
         make_reward_function(folder, records=[Prompt(id="bare", question="What?")])
 
 
@@ -177,9 +179,11 @@ def test_a_shared_base_scores_the_same_and_leaves_the_policy_alone(world: Path, 
 def test_only_the_base_it_was_trained_on_can_be_shared(world: Path, tmp_path: Path):
     shared = make_reward_function(world / "runs/reward_fact", own_base=False)
     model, processor = policy(world)
-    with pytest.raises(RewardError, match="was trained on .*base and the policy's base is elsewhere"):
+    with pytest.raises(RewardError, match=r"was trained on .*base and the policy's base is elsewhere"):
         shared.share(model, processor, ModelSettings(path="elsewhere"))
-    with pytest.raises(RewardError, match="trained in full, so its base will move; give the trainer a peft_config"):
+    with pytest.raises(
+        RewardError, match="trained in full, so its base will move; give the trainer a peft_config"
+    ):
         shared.share(model.get_base_model(), processor)
 
 
@@ -221,7 +225,7 @@ def test_trl_trains_with_it(world: Path, tmp_path: Path, monkeypatch: pytest.Mon
         held = reward_function._named("runs/reward_fact", "prompts.jsonl", None).model
     else:
         code = (reward_function.__doc__ or "").split("::\n\n")[1].split("\n\nor by its name")[0]
-        exec(textwrap.dedent(code), space)  # noqa: S102
+        exec(textwrap.dedent(code), space)
         trainer, reward = space["trainer"], space["reward"]
         held = reward.model
         assert held.lmm.model is trainer.model
@@ -235,7 +239,9 @@ def test_trl_trains_with_it(world: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_by_name_it_says_what_is_not_set(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("ALIGN_REWARD_MODEL", raising=False)
-    with pytest.raises(RewardError, match="ALIGN_REWARD_MODEL is not set; set it to a finished run directory"):
+    with pytest.raises(
+        RewardError, match="ALIGN_REWARD_MODEL is not set; set it to a finished run directory"
+    ):
         fact_reward(**columns([0]))
 
 
