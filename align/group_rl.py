@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional
 from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -180,10 +182,32 @@ def build(
         peft_config=lora_config(lmm.model, settings.lora),
     )
     lmm.model = trainer.model
+    generate_in_parts(trainer.model, settings.generate.batch_size)
     set_optimizer(trainer, settings.optim, settings.steps, updates_of(settings))
     if shared:
         score.share(trainer.model, lmm.processor, settings.model)
     return trainer
+
+
+def generate_in_parts(model: Any, size: int) -> None:
+    """Have ``model.generate`` take ``size`` rows at a time: TRL samples all responses of a step at once.
+
+    Where pictures and rows do not go one to one (pixels in patches) they stay together.
+    """
+    whole = model.generate
+
+    def generate(**inputs: Any) -> Tensor:
+        rows, n = {k: v for k, v in inputs.items() if isinstance(v, Tensor)}, len(inputs["input_ids"])
+        if n <= size or any(len(v) != n for v in rows.values()):
+            return whole(**inputs)
+        parts = [
+            whole(**inputs | {k: v[start : start + size] for k, v in rows.items()})
+            for start in range(0, n, size)
+        ]
+        width, pad = max(part.shape[1] for part in parts), inputs["generation_config"].pad_token_id
+        return torch.cat([functional.pad(part, (0, width - part.shape[1]), value=pad) for part in parts])
+
+    model.generate = generate
 
 
 def method(

@@ -235,6 +235,35 @@ def test_the_trainer_sees_our_tokens_and_stops_where_sampling_stops(world: Path,
     torch.testing.assert_close(made["advantages"], expected, atol=1e-3, rtol=1e-3)
 
 
+def watched(model: Any) -> list[int]:
+    """The rows of each call of ``model.generate`` from now on."""
+    rows: list[int] = []
+    real = model.generate
+
+    def generate(**inputs: Any) -> torch.Tensor:
+        rows.append(len(inputs["input_ids"]))
+        return real(**inputs)
+
+    model.generate = generate
+    return rows
+
+
+def test_responses_are_sampled_in_parts(world: Path, tmp_path: Path):
+    """Of hardly any choice (top_p), so that the draws do not depend on the parts."""
+    found = []
+    for size, expected in ((64, [12]), (5, [5, 5, 2])):
+        how = {"max_new_tokens": 8, "batch_size": size, "top_p": 1e-6}
+        own = settings(world, tmp_path / str(size), generate=how)
+        prompts, lmm = read_prompts(own), load(own.model)
+        rows = watched(lmm.model)
+        with RunDir.create(own.output, own, "grpo") as run_dir:
+            trainer = build(lmm, Renderer(lmm.processor), own, prompts, run_dir)
+        inputs = [row for row in trainer.train_dataset.select(range(4)) for _ in range(3)]
+        found.append(trainer._generate_and_score_completions(inputs)["completion_ids"])
+        assert rows == expected
+    assert torch.equal(*found)
+
+
 def test_a_processor_that_renders_otherwise_is_refused(world: Path, tmp_path: Path):
     own = settings(world, tmp_path)
     prompts, processor = read_prompts(own), load(own.model).processor
