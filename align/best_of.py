@@ -17,6 +17,7 @@ import torch
 
 from align.checkpoint import CheckpointError, RunDir, progress
 from align.config import BestOfSettings
+from align.context import check_context
 from align.generate import Item, generate
 from align.launch import one_process
 from align.models.lmm import Lmm, adapters_off, check_model
@@ -43,6 +44,7 @@ def run(settings: BestOfSettings) -> Path:
         DataError: unreadable prompts or pictures, or prompts without the facts that the reward model reads.
         RewardError: no reward model at ``reward_model``. ModelError: a checkpoint is no multimodal model.
         CheckpointError: the output is another run's, or its parts answer other prompts.
+        PpoError: a prompt with its response is longer than a model's context.
         LaunchError: this is one of several processes.
     """
     one_process("best-of")
@@ -52,6 +54,7 @@ def run(settings: BestOfSettings) -> Path:
     prompts = read_prompts(settings, rejects)
     for model in (settings.model, read_info(settings.reward_model).model):
         check_model(model)
+    check_context(settings, prompts)
     if settings.dry_run:
         return Path(settings.output)
     with RunDir.create(settings.output, settings, "best-of") as run_dir:

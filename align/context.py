@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image as PILImage
 
-from align.config import PpoSettings, is_hub_id
+from align.config import BestOfSettings, GroupSettings, PpoSettings, is_hub_id
 from align.diagnose import PpoError
 from align.meta import read_config
 from align.models.lmm import load_processor
@@ -47,7 +47,7 @@ def check_window(
     )
 
 
-def check_context(settings: PpoSettings, prompts: Sequence[Prompt]) -> None:
+def check_context(settings: PpoSettings | GroupSettings | BestOfSettings, prompts: Sequence[Prompt]) -> None:
     """The longest prompt with a response of ``generate.max_new_tokens`` must fit policy and reward model.
 
     Beyond its positions a model answers with nonsense, and the run learns from it. Reads configuration and

@@ -20,6 +20,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from align.checkpoint import RunDir
 from align.config import GroupSettings, GrpoSettings, RlooSettings
+from align.context import check_context
 from align.generate import end_ids
 from align.launch import one_process
 from align.models.lmm import Lmm, ModelError, check_model, load, lora_config, unwrap
@@ -66,7 +67,7 @@ def run(settings: GroupSettings) -> Path:
         DataError: unreadable prompts, or prompts without the facts that the reward model reads.
         RewardError: no reward model at ``reward_model``. RewardPartError: a user's function is not there.
         ModelError: no multimodal model, or one whose processor renders prompts otherwise than
-            ``align.render``.
+            ``align.render``. PpoError: a prompt with its response is longer than a model's context.
         TrainingError: a loss or gradient that is not finite. LaunchError: one of several processes.
     """
     stage = "grpo" if isinstance(settings, GrpoSettings) else "rloo"
@@ -81,6 +82,7 @@ def run(settings: GroupSettings) -> Path:
     find_functions(settings.user_rewards)
     for model in (settings.model, read_info(settings.reward_model).model):
         check_model(model)
+    check_context(settings, prompts)
     if settings.dry_run:
         return output
     with RunDir.create(settings.output, settings, stage) as run_dir:

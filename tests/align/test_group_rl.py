@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from align import group_rl
 from align.checkpoint import RunDir
 from align.config import GrpoSettings, LoraSettings, ModelSettings, RlooSettings
+from align.diagnose import PpoError
 from align.generate import end_ids
 from align.group_rl import GrpoTrainer, build, check_rendering, read_prompts, rows_of, run
 from align.models.lmm import ModelError, hidden_states, load
@@ -288,6 +289,8 @@ def test_prompts_that_the_trainer_cannot_take_are_refused(world: Path, tmp_path:
     write_records(tmp_path / "none.jsonl", [Prompt(id="none", question="What?")])
     with pytest.raises(DataError, match=r"reads facts \(captions\); 1 records have none: none"):
         run(settings(world, tmp_path / "run", data={"path": str(tmp_path / "none.jsonl")}))
+    with pytest.raises(PpoError, match=r"context is 512 tokens, and prompt .* generate.max_new_tokens"):
+        run(settings(world, tmp_path / "run", generate={"max_new_tokens": 500}))
     assert not (tmp_path / "run").exists()
 
 
