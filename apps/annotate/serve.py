@@ -1,0 +1,131 @@
+"""One process that serves a project, from its first request to a quiet end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import uvicorn
+from fastapi import FastAPI
+
+from apps.annotate.admin_api import invitation_path
+from apps.annotate.errors import StoreError
+from apps.annotate.server import create_app
+from apps.annotate.service import Service
+from apps.annotate.web import Site, is_loopback
+
+#: seconds that running requests get once the end is asked for
+GRACE = 10
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen, and how people get there."""
+
+    host: str = "127.0.0.1"
+    #: 0: any that is free
+    port: int = 7861
+    certificate: Path | None = None
+    key: Path | None = None
+    #: https://... of a proxy in front, which ends TLS and sets X-Forwarded-For
+    public: str | None = None
+    #: serve an address other than this machine's without TLS
+    plain: bool = False
+
+    def check(self, accounts: int) -> None:
+        """Raise StoreError where anybody could come in, or passwords would be read on their way.
+
+        ``accounts``: how many there are.
+        """
+        public = urlsplit(self.public or "")
+        known = public.scheme in ("http", "https") and public.path in ("", "/")
+        if self.public is not None and not known:
+            mend = "give it like https://labels.example.org"
+            raise StoreError(f"{self.public!r} is no address of a site; {mend}")
+        if (self.certificate is None) != (self.key is None):
+            raise StoreError("a certificate goes with its key; give both --certificate and --key")
+        if is_loopback(self.host) and self.public is None:
+            return
+        if not accounts:
+            rule = f"{self.public or self.host} can be reached from elsewhere, and there is no account yet"
+            raise StoreError(f"{rule}; make one first (align annotate users add NAME --role admin)")
+        if self.certificate is None and public.scheme != "https" and not self.plain:
+            rule = f"{self.host} would be served without TLS, so passwords could be read on their way"
+            mend = "give --certificate and --key, or --public-url https://..., or --plain-http"
+            raise StoreError(f"{rule}; {mend}")
+
+    def site(self, port: int) -> Site:
+        """The same for the checks of requests."""
+        secure = self.certificate is not None or urlsplit(self.public or "").scheme == "https"
+        origin = self.public.rstrip("/") if self.public else None
+        if self.public:
+            names = {urlsplit(self.public).hostname or "", *(Site().hosts or ())}
+            return Site(secure, origin, frozenset(names))
+        if is_loopback(self.host):
+            return Site(secure, origin, (Site().hosts or frozenset()) | {self.host})
+        return Site(secure, origin, None)
+
+    def url(self, port: int) -> str:
+        """What to type into a browser."""
+        if self.public:
+            return self.public.rstrip("/")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'http' if self.certificate is None else 'https'}://{host}:{port}"
+
+
+def serve(
+    service: Service,
+    address: Address,
+    *,
+    say: Callable[[str], object] = print,
+    with_pages: Callable[[FastAPI, Service, Site], FastAPI] | None = None,
+) -> None:
+    """Serve until the process is asked to end (SIGINT, SIGTERM); running requests are finished then.
+
+    ``say`` is told the address once it answers, and an invitation for the first admin where there is none.
+    ``with_pages`` adds pages to the application.
+
+    Raises:
+        StoreError: the address may not be served (``Address.check``), or is taken.
+    """
+    address.check(service.accounts.count())
+    listener = _listen(address)
+    port = listener.getsockname()[1]
+    site = address.site(port)
+    app = create_app(service, site)
+    if with_pages is not None:
+        app = with_pages(app, service, site)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        # who asks is told by the proxy, if there is one: else anybody could say to be somebody else
+        proxy_headers=address.public is not None,
+        forwarded_allow_ips="127.0.0.1,::1",
+        timeout_graceful_shutdown=GRACE,
+        ssl_certfile=address.certificate,
+        ssl_keyfile=address.key,
+    )
+    say(f"serving {address.url(port)} (end with Ctrl-C)")
+    if not service.accounts.count("admin"):
+        code = service.accounts.invite("admin", days=1).code
+        say(f"the first admin comes in by {address.url(port)}{invitation_path(code)} (once, within a day)")
+    # uvicorn ends by raising the signal again, for whoever waited for it before: nobody did
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    uvicorn.Server(config).run(sockets=[listener])
+    say("stopped")
+
+
+def _listen(address: Address) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        return socket.create_server((address.host, address.port), family=family, backlog=256)
+    except OSError as error:
+        where = f"{address.host}:{address.port}"
+        raise StoreError(f"{where} cannot be listened on ({error.strerror}); choose another --port") from None
