@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 # Threads that fight over two cores are ten times slower than two workers with one thread each.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test check lint world-base study-rlhf study-vision bench clean
+.PHONY: demo demo-annotate annotate-load test check lint world-base study-rlhf study-vision bench clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml
@@ -23,6 +23,14 @@ $(READY): pyproject.toml
 
 demo: $(READY)
 	$(PY) -m apps.cli demo $(ARGS)
+
+# The annotation app over pairs of the built-in world; it says where to go.
+demo-annotate: $(READY)
+	$(PY) -m apps.annotate.demo $(ARGS)
+
+# 50 simulated labelers at once, 200 votes each, on SQLite and on PostgreSQL where Debian's packages are.
+annotate-load: $(READY)
+	$(ONE_THREAD) ANNOTATE_LOAD=50x200 $(PY) -m pytest -q -s tests/apps/annotate/test_load.py $(ARGS)
 
 test: $(READY)
 	$(ONE_THREAD) $(PY) -m pytest -q -n 2 --dist loadfile --ignore=tests/bench tests $(ARGS)
