@@ -89,7 +89,7 @@ def _spelled(arguments: list[str]) -> list[str]:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _parser(with_data=arguments[:1] == ["data"])
+    parser = _parser(with_data=arguments[:1] == ["data"], with_annotate=arguments[:1] == ["annotate"])
     args, extra = parser.parse_known_args(arguments)
     # argparse leaves key=value arguments over when an option stands before them.
     if extra and hasattr(args, "overrides") and not any(text.startswith("-") for text in extra):
@@ -99,7 +99,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
-def _parser(with_data: bool) -> argparse.ArgumentParser:
+def _parser(with_data: bool, with_annotate: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="align",
         description="Align large multimodal models so that they stop claiming what the image does not show.",
@@ -111,6 +111,7 @@ def _parser(with_data: bool) -> argparse.ArgumentParser:
         words = stage.help.capitalize() + "."
         _add_stage(commands.add_parser(name, prog=prog, help=stage.help, description=words), name)
     _add_data(commands, with_data)
+    _add_annotate(commands, with_annotate)
 
     words = "two evaluations on the items that both answered, paired"
     compare = commands.add_parser("eval-compare", prog="align eval compare", help=words, description=words)
@@ -203,6 +204,16 @@ def _add_data(commands: Any, complete: bool) -> None:
     groups = data_commands.add_parser(commands)
     world_commands.add_parser(groups)
     commands.choices["data"].set_defaults(command=_data)
+
+
+def _add_annotate(commands: Any, complete: bool) -> None:
+    """``align annotate``; its own commands load only when it is asked for."""
+    if not complete:
+        commands.add_parser("annotate", help="people compare two responses: serve, export, check")
+        return
+    from apps.annotate.commands import add_parser
+
+    add_parser(commands)
 
 
 # --- the commands ---
