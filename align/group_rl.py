@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn import functional
 from transformers import set_seed
@@ -140,7 +141,8 @@ def rows_of(prompts: Sequence[Prompt], renderer: Renderer, settings: GroupSettin
         if prompts[0].image is not None:
             opened = open_pictures([p.image for p in asked], settings.data.images, rows["id"])
             # each once, so that it stays one picture for all rows that show it
-            whole = {id(one): renderer.whole([one])[0] for one in opened}
+            pictures = {id(one): one for one in opened if isinstance(one, PILImage.Image)}
+            whole = {key: renderer.whole([one])[0] for key, one in pictures.items()}
             rows["images"] = [[whole[id(one)]] for one in opened]
         return rows
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from align.sft_trainer import WEIGHTS, latest_checkpoint
 from data.jsonl import read_json, write_json, write_text
 
 ADAPTER = "default"
+
+# TRL goes on using the old name of transformers' setting
+warnings.filterwarnings("ignore", ".*gradient_checkpointing. is deprecated", FutureWarning)
 
 
 class TrainingError(ValueError):

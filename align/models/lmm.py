@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,8 +44,6 @@ Batch = dict[str, Any]
 #: entries of the largest matrix of logits that is kept whole, 256 MB in float32
 LOGITS_AT_ONCE = 2**26
 
-# it warns of an optional kernel each time PEFT imports it
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 if not sys.stderr.isatty():
     disable_progress_bar()
 
