@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, DynamicCache
 
 from align.actors import LEARNERS, Actors
-from align.config import GenerateSettings, LoraSettings, ModelSettings, PpoSettings, resolve
+from align.config import LoraSettings, ModelSettings, PpoSettings, resolve
 from align.decode import Read, decode, forward, read, sampler
 from align.diagnose import PpoError
 from align.footprint import LiveBytes, peak_of
@@ -251,15 +251,15 @@ def test_several_changes_together(world: Path) -> None:
 
 
 def test_a_split_base_is_not_quantized_too(world: Path, tmp_path: Path) -> None:
-    """Of many layers, so that the two that are gathered are few."""
+    """Of more layers than are gathered at a time."""
     config = AutoConfig.from_pretrained(world / "base")
-    config.text_config.num_hidden_layers = 8
+    config.text_config.num_hidden_layers = 6
     config.text_config.layer_types = None
     config.save_pretrained(tmp_path)
-    chosen = settings(world, model={"path": str(tmp_path)}, lora={"r": 1})
+    smallest = {"micro_batch": 1, "generate": {"max_new_tokens": 40, "batch_size": 1}}
+    chosen = settings(world, model={"path": str(tmp_path)}, lora={"r": 1}, **smallest)
     two = Planner(Judge(chosen.model, chosen.lora), processes=2, prompt=20, judged=30)
-    small = {"gradient_checkpointing": True, "micro_batch": 1, "shard_base": True}
-    least = chosen.model_copy(update=small | {"generate": GenerateSettings(max_new_tokens=40, batch_size=1)})
+    least = chosen.model_copy(update={"gradient_checkpointing": True, "shard_base": True})
     way = way_to_fit(two, chosen, two.plan(least).bytes + RESERVE)
     assert way is not None and "shard_base=true" in way.arguments
     # the settings are those of a run that starts

@@ -138,7 +138,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(tiny: Path, *more: str) -> list[str]:
-    given = [f"model.path={tiny}", "output=out", "data.path=none.jsonl", "generate.max_new_tokens=16"]
+    given = [f"model.path={tiny}", "output=out", "data.path=none.jsonl", "micro_batch=1"]
+    given += ["generate.max_new_tokens=16", "generate.batch_size=1"]
     return ["ppo", *given, "--plan", "--prompt-tokens", "30", *more]
 
 
