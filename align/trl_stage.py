@@ -27,7 +27,7 @@ from data.jsonl import read_json, write_json, write_text
 ADAPTER = "default"
 
 # TRL goes on using the old name of transformers' setting
-warnings.filterwarnings("ignore", ".*gradient_checkpointing. is deprecated", FutureWarning)
+warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
 
 
 class TrainingError(ValueError):
