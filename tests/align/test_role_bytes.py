@@ -29,8 +29,11 @@ def test_a_run_holds_one_base(tmp_path: Path):
     model = ModelSettings(path=str(base), device="cpu")
     RewardModel.start(RewardInfo(model=model), LoraSettings(r=4)).save(tmp_path / "reward", "a card")
     settings = PpoSettings.model_validate({
-        "output": str(tmp_path / "run"), "model": model.model_dump(), "reward_model": str(tmp_path / "reward"),
-        "data": {"path": "prompts.jsonl"}, "lora": {"r": 4},
+        "output": str(tmp_path / "run"),
+        "model": model.model_dump(),
+        "reward_model": str(tmp_path / "reward"),
+        "data": {"path": "prompts.jsonl"},
+        "lora": {"r": 4},
     })  # fmt: skip
     actors = Actors.load(settings)
     bare = load(model).model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,29 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build_base(world: Path, folder: Path, pixels: int, patch: int) -> Path:
-    """An open_clip ViT under a Llama, both of width 128 with 4 layers of 4 heads; random weights."""
+@dataclass(frozen=True)
+class Shape:
+    """A model and a step of PPO."""
+
+    pixels: int
+    patch: int
+    rank: int
+    rollouts: int
+    minibatch: int
+    micro_batch: int
+    max_new_tokens: int
+    #: rows that are generated at once
+    batch_size: int
+    tower: dict[str, int] | None = None
+
+
+def build_base(
+    world: Path, folder: Path, pixels: int, patch: int, tower: dict[str, int] | None = None
+) -> Path:
+    """An open_clip ViT under a Llama, both of width 128 with 4 layers of 4 heads; random weights.
+
+    ``tower``: another ViT's layers, width and head_width.
+    """
     import torch
     from transformers import LlamaConfig
 
@@ -36,7 +58,8 @@ def build_base(world: Path, folder: Path, pixels: int, patch: int) -> Path:
     examples = read_records(world / "sft.jsonl", "example")
     corpus = [m.content for e in examples if isinstance(e, Example) for m in e.messages]
     tokenizer = train_tokenizer(corpus, VOCABULARY)
-    shape = {"layers": 4, "width": 128, "head_width": 32, "patch_size": patch, "image_size": pixels}
+    shape = tower or {"layers": 4, "width": 128, "head_width": 32}
+    shape = {**shape, "patch_size": patch, "image_size": pixels}
     text = LlamaConfig(
         hidden_size=128,
         intermediate_size=352,
@@ -50,6 +73,47 @@ def build_base(world: Path, folder: Path, pixels: int, patch: int) -> Path:
     vision = OpenClipVisionConfig(shape, embed_dim=128)
     model, processor = build_llava(vision, text, tokenizer, image_size=pixels)
     return save(model, processor, folder)
+
+
+def end_after(base: Path, world: Path, mean_share: float, longest: int) -> None:
+    """Change the head of ``base`` so that sampled responses take about ``mean_share`` of ``longest`` tokens.
+
+    The end token's row in the head points along the mean hidden state, so that its probability hardly depends
+    on what was said: lengths are about geometric, cut at ``longest``. At 1 no response ends.
+    """
+    import torch
+
+    from align.models.lmm import hidden_states, save
+    from align.pictures import open_pictures
+    from align.render import Renderer
+    from data.jsonl import read_records
+    from data.schema import Message, Prompt
+
+    lmm = load(ModelSettings(path=str(base), device="cpu"))
+    renderer = Renderer(lmm.processor)
+    head = lmm.model.get_output_embeddings().weight
+    # the mean of a geometric length cut at n, over n: (1 − e^−x) / x for a chance x / n a token
+    rates = torch.linspace(0.01, 40, 4000)
+    rate = float(rates[(-(-rates).expm1() / rates - mean_share).abs().argmin()]) / longest
+    prompts = [p for p in read_records(world / "prompts.jsonl", "prompt") if isinstance(p, Prompt)][:8]
+    asked = [[Message(role="user", content=p.question)] for p in prompts]
+    pictures = open_pictures([p.image for p in prompts], world)
+    batch = renderer.prompt_batch(list(zip(asked, pictures)))
+    words = torch.randint(4, VOCABULARY, (8, 64), generator=torch.Generator().manual_seed(0))
+    batch["input_ids"] = torch.cat([batch["input_ids"], words], dim=1)
+    batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(words)], dim=1)
+    with torch.no_grad():
+        hidden = hidden_states(lmm.model, batch)[:, -64:].flatten(0, 1)
+        along = hidden.mean(0) / hidden.mean(0).square().sum()
+        low, high = -20.0, 20.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            head[renderer.end_token_id] = middle * along
+            chance = torch.softmax(hidden @ head.T, -1)[:, renderer.end_token_id].mean()
+            low, high = (middle, high) if chance < rate else (low, middle)
+        if mean_share == 1:
+            head[renderer.end_token_id] = -1000 * along
+    save(lmm.model, lmm.processor, base)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,19 @@ def side_by_side(ways: Mapping[str, Way], repeats: int = 5) -> dict[str, float]:
             if round_:
                 rates[name].append(units / (time.process_time() - start))
     return {name: statistics.median(found) for name, found in rates.items()}
+
+
+def peak_bytes(work: Way) -> int:
+    """The most memory that tensors made during ``work`` held at once, above what was there before."""
+    import torch
+
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as found:
+        work()
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda e: e.start_ns())
+    return max(itertools.accumulate((e.nbytes() for e in events), initial=0))
 
 
 def show(title: str, unit: str, rates: Mapping[str, float]) -> None:
