@@ -111,15 +111,35 @@ def serve(
         ssl_certfile=address.certificate,
         ssl_keyfile=address.key,
     )
-    say(f"serving {address.url(port)} (end with Ctrl-C)")
-    if not service.accounts.count("admin"):
-        code = service.accounts.invite("admin", days=1).code
-        say(f"the first admin comes in by {address.url(port)}{invitation_path(code)} (once, within a day)")
-    # uvicorn ends by raising the signal again, for whoever waited for it before: nobody did
+
+    def begun() -> None:
+        say(f"serving {address.url(port)} (end with Ctrl-C)")
+        if not service.accounts.count("admin"):
+            link = address.url(port) + invitation_path(service.accounts.invite("admin", days=1).code)
+            say(f"the first admin comes in by {link} (once, within a day)")
+
+    server = Server(config, begun)
+    # uvicorn takes signals while it runs, and raises them again at its end for whoever had them before
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[listener])
+        signal.signal(number, server.end)
+    server.run(sockets=[listener])
     say("stopped")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which says when it has begun to answer."""
+
+    def __init__(self, config: uvicorn.Config, begun: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._begun = begun
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._begun()
+
+    def end(self, *_: object) -> None:
+        """Finish what runs, and stop."""
+        self.should_exit = True
 
 
 def _listen(address: Address) -> socket.socket:

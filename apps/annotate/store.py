@@ -52,11 +52,6 @@ def parse_url(text: str) -> URL:
     raise StoreError(f"{kind!r} is no kind of store; {mend}")
 
 
-def is_store(text: str) -> bool:
-    """Whether a path is a store's URL."""
-    return text.startswith(("sqlite://", "postgresql://", "postgresql+", "sqlite+"))
-
-
 def shown(url: URL) -> str:
     """A URL without its password."""
     return url.render_as_string(hide_password=True)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
+import importlib.util
+import os
 import random
+import secrets
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +18,16 @@ from typing import Any
 import pytest
 from PIL import Image as Pil
 from sqlalchemy import event
+from starlette.testclient import TestClient
 
 from apps.annotate.accounts import User
 from apps.annotate.imports import Wish, import_pairs
 from apps.annotate.passwords import Cost
 from apps.annotate.results import Answers, Task
+from apps.annotate.server import create_app
 from apps.annotate.service import Service
 from apps.annotate.store import open_store
+from apps.annotate.web import Site
 from data.convert import Source
 from data.jsonl import write_records
 from data.schema import Image, Message, Preference, Response
@@ -126,6 +136,86 @@ def make_project(tmp_path: Path) -> Iterator[MakeProject]:
         project.service.store.close()
 
 
+class Browser:
+    """A client with cookies, and the CSRF token of its session."""
+
+    def __init__(self, project: Project, site: Site | None = None, base: str = "http://127.0.0.1") -> None:
+        app = create_app(project.service, site)
+        self.http = TestClient(app, base_url=base, raise_server_exceptions=False)
+        self.csrf = ""
+
+    def login(self, name: str, password: str = PASSWORD) -> Any:
+        found = self.http.post("/api/login", json={"name": name, "password": password})
+        if found.status_code == 200:
+            self.csrf = found.json()["csrf"]
+        return found
+
+    def post(self, path: str, body: Any = None, **headers: str) -> Any:
+        sent = {"X-CSRF-Token": self.csrf} | headers
+        return self.http.post(f"/api/{path}", json={} if body is None else body, headers=sent)
+
+    def get(self, path: str, **headers: str) -> Any:
+        return self.http.get(f"/api/{path}", headers=headers)
+
+
+Enter = Callable[..., Browser]
+
+
+def code_of(response: Any) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
 @pytest.fixture
 def project(make_project: MakeProject) -> Project:
     return make_project()
+
+
+@pytest.fixture
+def enter(project: Project) -> Enter:
+    def make(name: str, role: str = "labeler", of: Project | None = None) -> Browser:
+        (of or project).user(name, role)
+        browser = Browser(of or project)
+        assert browser.login(name).status_code == 200
+        return browser
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a PostgreSQL cluster of the tests' own, from Debian's packages; skips without them."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found or importlib.util.find_spec("psycopg") is None:
+        pytest.skip("no PostgreSQL here")
+    programs, folder = found[-1].parent, Path(tempfile.mkdtemp(prefix="align-pg-"))
+    # it refuses to run as root; as anybody else, as whom we are
+    user = "postgres" if os.geteuid() == 0 else None
+    if user is not None:
+        shutil.chown(folder, user)
+    data, socket = folder / "data", folder / "socket"
+    name = user or getpass.getuser()
+
+    def call(*words: str) -> None:
+        subprocess.run(words, user=user, cwd=folder, check=True, capture_output=True, timeout=120)
+
+    options = f"-c listen_addresses= -c unix_socket_directories={socket} -c fsync=off"
+    control = (str(programs / "pg_ctl"), "-D", str(data), "-w")
+    try:
+        call("mkdir", str(socket))
+        call(str(programs / "initdb"), "-D", str(data), "-A", "trust", "-U", name, "--no-sync")
+        call(*control, "-o", options, "-l", str(folder / "log"), "start")
+        yield f"postgresql://{name}@/postgres?host={socket}"
+        call(*control, "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def database(postgresql: str) -> str:
+    """The URL of a new database there."""
+    import psycopg
+
+    name = f"d{secrets.token_hex(4)}"
+    with psycopg.connect(postgresql, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return postgresql.replace("/postgres?", f"/{name}?")
