@@ -146,7 +146,8 @@ def _memory_here() -> int | None:
 def table(plan: Plan) -> list[str]:
     """The plan's figures in GB, one a line."""
     n = plan.lengths
-    weights = sum(part.bytes for part in plan.roles)
+    # the base and three adapters: nothing is split, and the reward model has no base of its own
+    ratio = sum(part.bytes for part in plan.roles) / plan.roles[0].bytes if len(plan.roles) == 4 else None
     where = "the GPU" if plan.processes == 1 else f"each of {plan.processes} GPUs"
     kept = [part for part in plan.phases[-1].parts if all(part in p.parts for p in plan.phases[-3:])]
     lines = [
@@ -155,7 +156,7 @@ def table(plan: Plan) -> list[str]:
         "",
         f"on {where}, in GB of 2^30 bytes",
         *_rows("weights", plan.roles),
-        f"  (all of them: {weights / plan.roles[0].bytes:.2f} times the base)",
+        *([f"  (four roles on one base: {ratio:.2f} times its bytes)"] if ratio else []),
         *_rows("training, kept from step to step", plan.training),
         *_rows("kept through a step, were all its pictures different", kept),
         "",

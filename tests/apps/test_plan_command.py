@@ -126,6 +126,7 @@ def test_plan_of_the_7b_recipe(llava: dict[str, Path], capsys: pytest.CaptureFix
     assert all(name in figures for name in ("policy: adapter", "update: policy", "scoring: reward model"))
     peak = max(float(v) for k, v in figures.items() if re.match("rollout|scoring|update", k))
     assert f"{peak:.2f}" in text.split("peak, in ")[1]
+    assert "four roles on one base" not in text  # the thesis's reward model is a larger one
     assert status == 0 and peak < 399 and "fits into 400 GB" in text
 
 
@@ -154,6 +155,7 @@ def test_it_says_whether_it_fits(tiny: Path, capsys: pytest.CaptureFixture[str])
     assert "one change:" in text and "no change of these settings makes it fit" in text
     assert cli.main(command(tiny, at, "--processes", "3")) == 0
     text = capsys.readouterr().out
+    assert re.search(r"four roles on one base: \d\.\d\d times its bytes", text)
     assert "on each of 3 GPUs" in text and re.search(r"1: .* 2: .* 3: .* 4: .* 8: ", text)
 
 
