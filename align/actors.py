@@ -4,10 +4,12 @@ is the base with its adapters off. A reward model of another base keeps its own 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,7 @@ from align.models.lmm import (
     use_adapter,
 )
 from align.models.memory import any_process, checkpointed, shard
+from align.ppo_checks import check_belongs
 from align.render import Renderer
 from align.reward_model import (
     RewardModel,
@@ -40,7 +43,9 @@ from align.reward_model import (
     same_base,
     write_adapter,
 )
-from data.jsonl import write_json, write_text
+from data.jsonl import read_json, write_json, write_text
+
+log = logging.getLogger(__name__)
 
 POLICY, VALUE = "policy", "value"
 LEARNERS = (POLICY, VALUE)
@@ -122,6 +127,14 @@ class Actors:
         folder = find_reward(settings.reward_model)
         theirs = read_info(folder).model
         shared = same_base(theirs, settings.model)
+        if shared and (theirs.bits, theirs.dtype) != (base.bits, base.dtype):
+            log.warning(
+                "%s: was trained on a base in %s and scores on the policy's, in %s; its held-out accuracy "
+                "may not hold: train it with model.bits and model.dtype as here, or measure it "
+                "(align reward audit)",
+                folder,
+                *(f"{m.bits} bits" if m.bits else m.dtype for m in (theirs, base)),
+            )
         lmm.model = add_adapters(lmm.model, settings.lora, [POLICY] if shared else LEARNERS)
         # quantized weights are not split
         reward = RewardModel.load(folder, lmm, base=settings.model if theirs.bits and not shared else base)
@@ -150,6 +163,14 @@ class Actors:
             lmm.any_going = functools.partial(any_process, device=device)
         self.value_head.to(device)
         self.reward.head.to(device)
+
+    @torch.no_grad()
+    def share_start(self) -> None:
+        """All processes start from the first one's adapters and value head."""
+        if torch.distributed.is_initialized():
+            for name in LEARNERS:
+                for _, parameter in self.named_parameters(name):
+                    torch.distributed.broadcast(parameter.data, 0)
 
     def use(self, name: str) -> None:
         """Make the adapter ``name`` the active one; those of ``LEARNERS`` learn, whichever is active."""
@@ -194,7 +215,7 @@ class Actors:
 
         def put(out: Tensor, index: Tensor, part: Tensor | None) -> None:
             assert part is not None
-            out[index, : part.shape[1]] = part.float() * mask[index, : part.shape[1]]
+            out[index, : part.shape[1]] = torch.where(mask[index, : part.shape[1]] > 0, part.float(), 0)
 
         self.use(POLICY)
         for rows, index in parts:
@@ -244,21 +265,27 @@ class Training:
     optimizer: torch.optim.Optimizer
     #: the policy of the newest step whose KL was found within ``max_kl``; empty when that is not watched
     good: dict[str, Tensor]
+    #: ``align.ppo_checks.belongings``
+    belongs: dict[str, Any] = field(default_factory=dict)
 
     def save(self, directory: Path) -> None:
-        """Write ``weights.safetensors``, ``optimizer.pt`` and, if there is one, ``good.safetensors``.
+        """Write ``run.json``, ``weights.safetensors``, ``optimizer.pt`` and, with one, ``good.safetensors``.
 
         OSError where the disk will not have them.
         """
+        write_json(directory / "run.json", self.belongs)
         save_tensors(directory / "weights.safetensors", self.actors.weights())
         save_state(directory / "optimizer.pt", self.optimizer.state_dict())
         if self.good:
             save_tensors(directory / "good.safetensors", self.good)
 
     def restore(self, directory: Path) -> None:
-        """Raises CheckpointError when a file is missing or damaged."""
+        """Raises CheckpointError when a file is missing or damaged, or the checkpoint is of another run."""
+        if (directory / "run.json").exists():
+            check_belongs(read_json(directory / "run.json"), self.belongs, directory)
         device = str(self.actors.lmm.device)
         self.actors.put(load_tensors(directory / "weights.safetensors", device))
-        self.optimizer.load_state_dict(load_state(directory / "optimizer.pt", device))
+        # read to the CPU: the moments are moved to their parameters, and the step counts belong there
+        self.optimizer.load_state_dict(load_state(directory / "optimizer.pt"))
         if (directory / "good.safetensors").exists():
             self.good = load_tensors(directory / "good.safetensors", device)

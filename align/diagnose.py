@@ -20,9 +20,10 @@ def check_fresh(logprobs: Tensor, reference: Tensor) -> None:
     if not worst <= FRESH:
         raise PpoError(
             f"before the first update policy and reference differ by {worst:.2g} in a log-probability "
-            f"(at most {FRESH} is rounding), so the KL would not start at 0. The adapter is not the identity "
-            "at its start, or the model is not deterministic: check model.bits (try 8 or none), "
-            "model.attention (try eager), model.dtype (float16 overflows: try bfloat16), and the base itself"
+            f"(at most {FRESH} is rounding), so the KL would not start at 0. Both read the same tokens by "
+            "the same template; so the adapter is not the identity at its start, or the model does not give "
+            "the same twice: check model.bits (try 8 or none), model.attention (try eager), model.dtype "
+            "(float16 overflows: try bfloat16), and that the base has no dropout that stays on in evaluation"
         )
 
 

@@ -244,13 +244,18 @@ def _run(
         return batch["input_ids"], batch["attention_mask"], ids, None
     batch = move(renderer.prompt_batch(_encode_once(lmm, renderer, items)), lmm.device)
     features = image_features(base, batch)
-    inputs, mask = embed(base, batch, features), batch["attention_mask"]
+    # what was read is not kept while responses are written
+    batch.pop("vision_features", None)
+    mask = batch["attention_mask"]
     if not decode.is_able(lmm):
         ids = base.generate(
-            inputs_embeds=inputs, attention_mask=mask, generation_config=config, synced_gpus=together
+            inputs_embeds=embed(base, batch, features),
+            attention_mask=mask,
+            generation_config=config,
+            synced_gpus=together,
         )
         return batch["input_ids"], mask, ids, features
-    state = decode.read(base, inputs, mask)
+    state = decode.read(base, embed(base, batch, features), mask)
     if num_return > 1:
         state.keep(torch.arange(len(mask), device=lmm.device).repeat_interleave(num_return))
     choose = decode.sampler(settings.temperature, settings.top_p) if settings.temperature else decode.greedy

@@ -28,8 +28,9 @@ from align.diagnose import check_finite, check_fresh
 from align.generate import Item, rollout_tokens
 from align.models.lmm import check_model
 from align.models.memory import peak_memory
-from align.pairs import check_facts
 from align.pictures import encode_pictures, open_pictures
+from align.ppo_checks import belongings, check, check_processes, check_same_step
+from align.ppo_checks import read_prompts as read_prompts
 from align.ppo_metrics import LOSSES, rollout_metrics
 from align.render import ImageInput
 from align.reward_model import ScoreItem, read_info
@@ -47,7 +48,6 @@ from align.rollout_log import append_rollouts, truncate_rollouts
 from align.schedule import lr_factor, permutation, step_seed, stream
 from align.user_rewards import find_functions, user_parts
 from data.jsonl import Rejects, write_json
-from data.load import load
 from data.schema import Message, Prompt
 
 log = logging.getLogger(__name__)
@@ -61,10 +61,13 @@ def run(settings: PpoSettings, watch: Watch | None = None) -> Path:
 
     ``watch`` is called with the run directory after every step, in the main process.
 
-    Rollouts, mini-batches and facts follow from (seed, step), so a run that was killed at any time and
-    resumed gives the same metrics (but for ``rate/*`` and ``eps``) and weights, bit for bit where the
-    arithmetic is deterministic. ``metrics.jsonl`` has a line for every step, ``rollouts.jsonl`` some
-    responses of each, ``result.json`` says how it ended, ``rejects.jsonl`` what was left out of the prompts.
+    Rollouts, mini-batches and facts follow from (seed, step, process, number of processes): a run that was
+    killed at any time and resumed gives the same metrics (but for ``rate/*`` and ``eps``) and weights, bit
+    for bit where the arithmetic is deterministic. Each process draws its share of the prompts and its own
+    mini-batches of them; a gradient step is over those of all processes.
+
+    ``metrics.jsonl`` has a line for every step, ``rollouts.jsonl`` some responses of each, ``result.json``
+    says how it ended, ``rejects.jsonl`` what was left out of the prompts.
 
     Raises:
         DataError: unreadable prompts, or prompts without the facts that the reward model reads.
@@ -72,6 +75,7 @@ def run(settings: PpoSettings, watch: Watch | None = None) -> Path:
         ModelError: the checkpoint, or the reward model's base, is no multimodal model.
         PpoError: settings that do not fit, texts longer than a model's context, a policy unlike its reference
             at the start, or values not finite.
+        CheckpointError: a run to resume that began with other prompts, processes or another reward model.
         RewardPartError: a reward of one's own that is not there.
     """
     if settings.threads:
@@ -87,11 +91,7 @@ def run(settings: PpoSettings, watch: Watch | None = None) -> Path:
     # without a GPU accelerate would start no process group unless it is told of the CPU
     on_cpu = settings.model.device == "cpu" or not torch.cuda.is_available()
     accelerator = Accelerator(mixed_precision="no", cpu=on_cpu)
-    if settings.rollouts % accelerator.num_processes or settings.minibatch % accelerator.num_processes:
-        raise PpoError(
-            f"rollouts {settings.rollouts} and minibatch {settings.minibatch} must be multiples of the "
-            f"{accelerator.num_processes} processes"
-        )
+    check_processes(settings, accelerator)
     main = accelerator.is_main_process
     if main:
         directory = RunDir.create(settings.output, settings, "ppo")
@@ -105,30 +105,6 @@ def run(settings: PpoSettings, watch: Watch | None = None) -> Path:
             Ppo(settings, prompts, accelerator, directory).train(watch)
         accelerator.wait_for_everyone()
     return directory.path / "policy"
-
-
-def check(settings: PpoSettings) -> None:
-    """Raise PpoError for settings that cannot work together, RewardPartError for a reward that is none."""
-    if settings.generate.temperature <= 0:
-        raise PpoError("generate.temperature is 0; PPO samples its rollouts, use 1.0")
-    if settings.generate.top_p < 1:
-        log.warning("generate.top_p < 1: responses are not samples of the policy, the KL is biased; use 1.0")
-    find_functions(settings.user_rewards)
-    if settings.minibatch > settings.rollouts:
-        raise PpoError(f"minibatch {settings.minibatch} exceeds rollouts {settings.rollouts}; lower it")
-
-
-def read_prompts(settings: PpoSettings, rejects: Rejects | None = None) -> list[Prompt]:
-    """The prompts, with the facts that the reward model reads; no weights are loaded for this check.
-
-    ``rejects`` gets the bad records.
-    """
-    data = settings.data
-    info = read_info(settings.reward_model)
-    records = load(want="prompt", **data.model_dump(), rejects=rejects)
-    prompts = [record for record in records if isinstance(record, Prompt)]
-    check_facts(prompts, info.facts, data.path if isinstance(data.path, str) else ", ".join(data.path))
-    return prompts
 
 
 def prompt_pictures(prompts: Sequence[Prompt], root: str | None) -> list[ImageInput]:
@@ -159,7 +135,9 @@ class Ppo:
         ]
         optim = settings.optim
         optimizer = torch.optim.AdamW(groups, betas=optim.betas, weight_decay=optim.weight_decay)
-        self.training = Training(self.actors, optimizer, {})
+        belongs = belongings(settings, prompts, accelerator.num_processes)
+        self.training = Training(self.actors, optimizer, {}, belongs)
+        self.actors.share_start()
 
     def train(self, watch: Watch | None = None) -> None:
         """All steps, from the newest checkpoint when resuming; ends with the saved policy and DONE."""
@@ -174,9 +152,11 @@ class Ppo:
             stopped = self.watch_kl(step, metrics["objective/kl"])
             if stopped is None:
                 metrics |= self.update(step, sampled, rollout)
+                # not kept through the next rollout
+                self.training.optimizer.zero_grad(set_to_none=True)
             ended = time.perf_counter()
             if self.accelerator.is_main_process:
-                tokens = float(rollout.mask.sum()) * self.accelerator.num_processes
+                tokens = metrics["response/length"] * s.rollouts
                 directory.log(
                     step + 1,
                     **metrics,
@@ -340,7 +320,8 @@ class Ppo:
                     policy = policy_loss(
                         new, rollout.logprobs[cut], rollout.advantages[cut], rollout.mask[cut], s.clip
                     )
-                    (policy.loss / tokens).backward()
+                    # sums, divided when all are there: a share of 1/tokens would vanish in 16 bits
+                    policy.loss.backward()
                     sums[:3] += torch.stack([policy.loss.detach(), policy.clipped, policy.approx_kl])
                 else:
                     new = actors.values(sampled, part)
@@ -348,9 +329,9 @@ class Ppo:
                     value = value_loss(
                         new, rollout.values[cut], rollout.returns[cut], rollout.mask[cut], s.value_clip
                     )
-                    (s.value_coef * value.loss / tokens).backward()
+                    (s.value_coef * value.loss).backward()
                     sums[3:] += torch.stack([value.loss.detach(), value.clipped])
-        norms = {name: self.clip(name) for name in LEARNERS}
+        norms = {name: self.clip(name, tokens) for name in LEARNERS}
         means = (self.sum(sums) / tokens).tolist()
         metrics = dict(zip(LOSSES, means)) | {
             "policy/grad_norm": norms[POLICY],
@@ -360,12 +341,16 @@ class Ppo:
         optimizer.step()
         return metrics
 
-    def clip(self, name: str) -> float:
-        """Sum the gradients over the processes, clip their common norm; returns the norm before."""
+    def clip(self, name: str, tokens: Tensor) -> float:
+        """Make of the summed gradients means over ``tokens``, of all processes, and clip their norm.
+
+        Returns the norm before.
+        """
         parameters = [p for _, p in self.actors.named_parameters(name)]
-        if self.accelerator.num_processes > 1:
-            for p in parameters:
-                p.grad = self.sum(p.grad if p.grad is not None else torch.zeros_like(p))
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            p.grad = self.sum(p.grad).div_(tokens)
         return float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.optim.max_grad_norm))
 
     def sum(self, x: Tensor) -> Tensor:
@@ -388,6 +373,7 @@ class Ppo:
         """Go back to the newest checkpoint; returns the steps done."""
         folder = self.directory.latest_checkpoint()
         done = 0 if folder is None else checkpoint_step(folder)
+        check_same_step(done, self.accelerator)
         if self.accelerator.is_main_process:
             self.directory.truncate_metrics(done)
             truncate_rollouts(self.directory.path / "rollouts.jsonl", done)

@@ -43,10 +43,7 @@ def rollout_metrics(rollout: Rollout, settings: PpoSettings, total: Reduce) -> d
     sums = total(torch.stack([x.float().sum() for x in per_row.values()]))
     count = total(sums.new_tensor(float(len(rollout))))
     tokens = total(mask.sum().float())
-    # a mean of the processes' own, each against its own spread
-    explained = explained_variance(rollout.values, rollout.returns, mask)
-    explained = total(explained) / total(torch.ones_like(explained))
     return dict(zip(per_row, (sums / count).tolist())) | {
-        "val/explained_var": float(explained),
+        "val/explained_var": float(explained_variance(rollout.values, rollout.returns, mask, total)),
         "policy/entropy_avg": float(total(rollout.entropy.sum()) / tokens),
     }

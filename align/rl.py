@@ -178,13 +178,15 @@ def value_loss(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip:
     return ValueLoss(loss, ((bounded > plain) & real).sum(), real.sum())
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce: Reduce | None = None) -> Tensor:
     """1 − Var(returns − values) / Var(returns) over real tokens -> (); 1 is perfect, 0 is a constant guess.
 
-    NaN where the returns do not vary.
+    ``reduce`` sums a tensor over all processes. NaN where the returns do not vary.
     """
+    total = reduce or _alone
     real = mask > 0
-    spread = returns[real].var(correction=0)
-    if float(spread) == 0:
-        return spread.new_full((), float("nan"))
-    return 1 - (returns - values)[real].var(correction=0) / spread
+    both = torch.stack([returns[real], (returns - values)[real]]).double()
+    count = total(both.new_tensor(float(both.shape[1])))
+    centred = both - (total(both.sum(1)) / count)[:, None]
+    spread, left = total(centred.square().sum(1)) / count
+    return (1 - left / spread if float(spread) > 0 else spread.new_full((), float("nan"))).float()

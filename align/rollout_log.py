@@ -100,5 +100,7 @@ def truncate_rollouts(path: Path, step: int) -> None:
     """Forget the responses after ``step`` and a last line torn by a kill."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    # the tear may lie inside a character
+    whole = path.read_bytes()
+    lines = whole[: whole.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]
     write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,10 +24,15 @@ RewardFunction: TypeAlias = Callable[..., Sequence[float]]
 def find_functions(settings: Mapping[str, UserReward]) -> dict[str, RewardFunction]:
     """Import the functions by their rewards' names; modules of the current directory are found too.
 
+    A recipe thereby runs the modules that it names: use none that you would not run.
+
     Raises:
         RewardPartError: names the reward, what is not there, and the mend.
     """
-    return {name: _find(name, reward.function) for name, reward in settings.items()}
+    found = {name: _find(name, reward.function) for name, reward in settings.items()}
+    for name, function in found.items():
+        _check_arguments(name, function, settings[name].options)
+    return found
 
 
 def _find(name: str, where: str) -> RewardFunction:
@@ -42,6 +48,10 @@ def _find(name: str, where: str) -> RewardFunction:
             f"user_rewards.{name}.function {where!r}: {error}; start where the module lies, or put its "
             "folder on PYTHONPATH"
         ) from error
+    except (SyntaxError, NameError) as error:
+        raise RewardPartError(
+            f"user_rewards.{name}.function {where!r}: {module} does not load ({error}); mend it"
+        ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise RewardPartError(
@@ -51,6 +61,17 @@ def _find(name: str, where: str) -> RewardFunction:
     if not callable(found):
         raise RewardPartError(f"user_rewards.{name}.function {where!r}: is no function; name one")
     return found
+
+
+def _check_arguments(name: str, function: RewardFunction, options: Mapping[str, Any]) -> None:
+    """Before any model loads: a wrong argument would show when the first responses are there."""
+    try:
+        inspect.signature(function).bind([], [], **options)
+    except TypeError as error:
+        raise RewardPartError(
+            f"user_rewards.{name}: cannot be called with (prompts, responses) and the options "
+            f"{sorted(options)} ({error}); change its arguments or user_rewards.{name}.options"
+        ) from error
 
 
 def user_parts(
@@ -67,17 +88,19 @@ def user_parts(
     """
     parts = {}
     for name, function in functions.items():
-        said = list(function(list(prompts), list(texts), **settings[name].options))
-        if len(said) != len(texts):
+        said = function(list(prompts), list(texts), **settings[name].options)
+        values = list(said) if isinstance(said, Iterable) else []
+        if len(values) != len(texts):
             raise RewardPartError(
-                f"user_rewards.{name}: {len(said)} values for {len(texts)} responses; return one for each"
+                f"user_rewards.{name}: {len(values)} values for {len(texts)} responses (it returned a "
+                f"{type(said).__name__}); return one for each"
             )
-        for prompt, value in zip(prompts, said):
+        for prompt, value in zip(prompts, values):
             if not _is_finite(value):
                 raise RewardPartError(
                     f"user_rewards.{name}: {value!r} for prompt {prompt.id!r}; return a finite number"
                 )
-        parts[name] = settings[name].weight * torch.tensor([float(v) for v in said], dtype=torch.float32)
+        parts[name] = settings[name].weight * torch.tensor([float(v) for v in values], dtype=torch.float32)
     return parts
 
 

@@ -18,7 +18,7 @@ from align.config.base import (
 )
 
 #: the rewards that are built in, as logged: reward/<name>
-PARTS = ("model", "correctness", "length", "incomplete")
+PARTS = ("model", "score", "reward_model", "correctness", "length", "incomplete")
 
 
 class SymbolicSettings(Settings):
@@ -47,7 +47,7 @@ class UserReward(Settings):
     function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
     weight: float = Field(1.0, allow_inf_nan=False)
     #: further arguments, by name
-    options: dict[str, str | float | bool | list[str]] = {}
+    options: dict[str, bool | int | float | str | list[str]] = {}
 
 
 def _named(rewards: dict[str, UserReward]) -> dict[str, UserReward]:
@@ -85,7 +85,8 @@ class PpoSettings(RunSettings):
     micro_batch: int | None = Field(None, ge=1)
     #: run the layers again in the backward pass instead of keeping their activations
     gradient_checkpointing: bool = False
-    #: split the frozen base over the processes (FSDP2); the adapters stay whole in each
+    #: split the frozen base over the processes (FSDP2); the adapters stay whole in each. For a base that does
+    #: not fit one GPU: a layer's weights are then gathered for every token that is written
     shard_base: bool = False
     kl_coef: float = Field(0.1, ge=0)
     kl_form: Literal["k1", "k3"] = "k1"

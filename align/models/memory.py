@@ -12,7 +12,7 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.models.adapters import adapter_of
-from align.models.lmm import unwrap
+from align.models.lmm import ModelError, unwrap
 
 
 @contextlib.contextmanager
@@ -22,6 +22,9 @@ def checkpointed(model: Any, on: bool = True) -> Iterator[None]:
     The layers' own flags are set and not ``model.train()``: dropout inside them stays off, so a layer gives
     in both passes what it gives outside. A backward pass must come before another adapter is switched on: it
     runs the layers with the adapter that is active then, and gives wrong gradients without an error.
+
+    Raises:
+        ModelError: a model whose layers cannot do it.
     """
     if not on:
         yield
@@ -31,6 +34,11 @@ def checkpointed(model: Any, on: bool = True) -> Iterator[None]:
     kind = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
     getattr(base, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     layers = [m for m in base.get_decoder().modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise ModelError(
+            f"gradient_checkpointing: {type(base.get_decoder()).__name__} has no layers that can do it; "
+            "set it to false"
+        )
     try:
         for layer in layers:
             layer.training = True

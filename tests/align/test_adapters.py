@@ -207,6 +207,23 @@ def test_quantized_base_still_trains_adapters_after_generation(
         load(ModelSettings(path=str(path), bits=bits), trainable=True)
 
 
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_4_bit_base_never_packs_itself_on_a_processor_that_could(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged: bool
+) -> None:
+    """Where the processor has AVX512-BF16, layers ask to be packed; here whatever this one has."""
+    bnb = pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(bnb.nn.modules, "has_avx512bf16", lambda: True)
+    assert bnb.nn.Linear4bit(64, 64).support_avx512bf16_for_cpu
+    settings = ModelSettings(path=str(wide), bits=4, device="cpu")
+    if merged:
+        model = add_adapters(load(ModelSettings(path=str(wide))).model, LORA, ["sft"])
+        model.save_pretrained(tmp_path)
+        settings = settings.model_copy(update={"adapter": str(tmp_path / "sft")})
+    layers = [m for m in load(settings).model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
 def test_keep_unpacked_touches_every_layer() -> None:
     bnb = pytest.importorskip("bitsandbytes")
     model = torch.nn.Sequential(bnb.nn.Linear4bit(64, 64), torch.nn.Sequential(bnb.nn.Linear4bit(64, 64)))

@@ -377,7 +377,7 @@ def test_missing_facts_stop_before_any_model_is_loaded(world: Path, tmp_path: Pa
 
 
 def test_settings_that_do_not_fit(world: Path, tmp_path: Path):
-    with pytest.raises(PpoError, match="minibatch 24 exceeds rollouts 12"):
+    with pytest.raises(PpoError, match=r"rollouts 12 is no multiple of minibatch 24.*set minibatch to 12"):
         run(settings(world, tmp_path / "run", minibatch=24))
     with pytest.raises(PpoError, match=r"temperature is 0"):
         run(settings(world, tmp_path / "run", generate={"temperature": 0}))

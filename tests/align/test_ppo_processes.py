@@ -29,6 +29,7 @@ from align.generate import Generated, Item, rollout_tokens
 from align.models.lmm import adapter_of
 from align.ppo import Ppo, read_prompts, run
 from align.rl import Rollout
+from align.schedule import permutation, stream
 from data.jsonl import read_json, write_json
 from data.schema import Message
 from tests.align.test_ppo import metrics, settings, world  # noqa: F401
@@ -42,12 +43,26 @@ def one_step(folder: Path, output: Path, **changes: Any) -> PpoSettings:
     return settings(folder, output, steps=1, save_every=0, keep_every=0, **changes)
 
 
-def begun(folder: Path, output: Path) -> tuple[Ppo, Sampled, Rollout]:
+#: two passes over the rollouts in two mini-batches each
+PASSES: dict[str, Any] = {
+    "epochs": 2,
+    "minibatch": 6,
+    "optim": {"lr": 0.1, "warmup_steps": 0},
+}
+
+
+def plain_steps(ppo: Ppo) -> None:
+    """Steps along the gradient, as long as it is: Adam's would have one length, and noise a sign."""
+    groups = [{"params": g["params"], "lr": g["lr"]} for g in ppo.training.optimizer.param_groups]
+    ppo.training.optimizer = torch.optim.SGD(groups)
+
+
+def begun(folder: Path, output: Path, **changes: Any) -> tuple[Ppo, Sampled, Rollout]:
     """A run at its first step with all of the step's rollouts, as a process alone draws them.
 
-    Its update is one gradient step on all of them.
+    Its update is one gradient step on all of them, if ``changes`` do not say otherwise.
     """
-    s = one_step(folder, output, epochs=1, minibatch=12)
+    s = one_step(folder, output, **({"epochs": 1, "minibatch": 12} | changes))
     ppo = Ppo(s, read_prompts(s), ALONE, RunDir(output, s))
     _, sampled, rollout = ppo.roll_out(0)
     return ppo, sampled, rollout
@@ -79,7 +94,19 @@ def share(sampled: Sampled, rollout: Rollout, rows: Sequence[int]) -> tuple[Samp
 
 def work(folder: Path, output: Path) -> None:
     """What each process does: a whole run of one step, then the update on its share of given rollouts."""
-    train = Ppo.train
+    train, roll_out = Ppo.train, Ppo.roll_out
+
+    def seen(self: Ppo, step: int) -> Any:
+        prompts, sampled, rollout = roll_out(self, step)
+        if self.directory.path.name == "run":
+            rank = self.accelerator.process_index
+            write_json(output / f"ids-{rank}.json", [prompt.id for prompt in prompts])
+            tensors = {
+                name: getattr(rollout, name) for name in ("advantages", "mask", "scores", "values", "returns")
+            }
+            save_file(tensors, output / f"rollout-{rank}.safetensors")
+        return prompts, sampled, rollout
+
     held: dict[str, int] = {}
 
     def watched(self: Ppo, *args: Any) -> None:
@@ -90,6 +117,7 @@ def work(folder: Path, output: Path) -> None:
         held[name] = sum(getattr(p, "_local_tensor", p).numel() for p in base)
 
     stage.Ppo.train = watched  # type: ignore[method-assign]
+    stage.Ppo.roll_out = seen  # type: ignore[method-assign]
     run(one_step(folder, output / "run"))
     run(one_step(folder, output / "split", shard_base=True))
     run(one_step(folder, output / "recomputed", shard_base=True, gradient_checkpointing=True))
@@ -103,6 +131,11 @@ def work(folder: Path, output: Path) -> None:
     save_file(ppo.actors.weights(), output / f"update-{rank}.safetensors")
     save_file(gradients(ppo), output / f"gradients-{rank}.safetensors")
     write_json(output / f"update-{rank}.json", found)
+    ppo, sampled, rollout = begun(folder, output / "passes", **PASSES)
+    ppo.accelerator = Accelerator(mixed_precision="no", cpu=True)
+    plain_steps(ppo)
+    ppo.update(0, *share(sampled, rollout, range(rank, len(rollout), count)))
+    save_file(ppo.actors.weights(), output / f"passes-{rank}.safetensors")
     torch.distributed.destroy_process_group()
 
 
@@ -186,6 +219,55 @@ def test_the_update_is_that_of_one_process(
             torch.testing.assert_close(after[key][clear], weights[key][clear], atol=1e-4, rtol=0)
             assert bool(((weights[key] - start[key])[clear].abs() > 1e-3).all())
     assert sum(int((gradient.abs() > 1e-4).sum()) for gradient in alone.values()) > 100
+
+
+def test_several_passes_are_those_of_one_process_over_all_mini_batches(
+    request: pytest.FixtureRequest, output: Path, tmp_path: Path
+) -> None:
+    """Each process orders its own rollouts; a gradient step is over what all of them have at that place."""
+    ppo, sampled, rollout = begun(request.getfixturevalue("world"), tmp_path, **PASSES)
+    plain_steps(ppo)
+    start = ppo.actors.weights()
+    own = len(rollout) // 2
+    for epoch in range(2):
+        orders = [permutation(own, ppo.settings.seed, "minibatch", 0, epoch, rank) for rank in RANKS]
+        for at in (0, 3):
+            # a process's i-th rollout is number 2·i + rank of all
+            rows = [2 * i + rank for rank in RANKS for i in orders[rank][at : at + 3]]
+            ppo.gradient_step(0, rows, sampled, rollout)
+    expected = ppo.actors.weights()
+    for rank in RANKS:
+        found = load_file(output / f"passes-{rank}.safetensors")
+        for key, weight in expected.items():
+            torch.testing.assert_close(found[key], weight, atol=1e-5, rtol=1e-4)
+    assert max(float((expected[key] - start[key]).abs().max()) for key in start) > 1e-3
+
+
+def test_processes_share_the_prompts_and_judge_them_as_one_batch(
+    request: pytest.FixtureRequest, output: Path
+) -> None:
+    folder = request.getfixturevalue("world")
+    s = one_step(folder, output)
+    prompts = read_prompts(s)
+    drawn = [prompts[i].id for i in stream(len(prompts), s.seed, 0, s.rollouts)]
+    ids = [read_json(output / f"ids-{rank}.json") for rank in RANKS]
+    assert [ids[0], ids[1]] == [drawn[0::2], drawn[1::2]]
+    parts = [load_file(output / f"rollout-{rank}.safetensors") for rank in RANKS]
+
+    def joint(name: str) -> torch.Tensor:
+        return torch.cat([part[name][part["mask"] > 0] for part in parts])
+
+    advantages = joint("advantages")
+    assert float(advantages.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(advantages.var(correction=0)) == pytest.approx(1, abs=1e-4)
+    # of one process's alone they are not
+    assert abs(float(parts[0]["advantages"][parts[0]["mask"] > 0].mean())) > 1e-3
+    (line,) = metrics(output / "run")
+    scores = torch.cat([part["scores"] for part in parts])
+    assert line["objective/scores"] == pytest.approx(float(scores.mean()), abs=1e-5)
+    values, returns = joint("values"), joint("returns")
+    explained = 1 - float((returns - values).var(correction=0) / returns.var(correction=0))
+    assert line["val/explained_var"] == pytest.approx(explained, abs=1e-4)
 
 
 def test_a_base_split_over_the_processes_gives_the_same_run(output: Path) -> None:

@@ -171,6 +171,20 @@ def test_micro_batches_give_the_gradients_of_the_mini_batch(
     assert any("lora_B.value" in n for n in moved)
 
 
+def test_gradients_are_clipped_each_learner_on_its_own(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue("world")
+    s = settings(folder, tmp_path / "run", optim={"lr": 1e-9, "max_grad_norm": 1e-3})
+    ppo = Ppo(s, read_prompts(s), Accelerator(cpu=True), RunDir.create(s.output, s, "ppo"))
+    _, sample, rollout = ppo.roll_out(0)
+    found = ppo.gradient_step(0, [0, 3, 4, 7, 8, 11], sample, rollout)
+    for name, key in ((POLICY, "policy/grad_norm"), (VALUE, "val/grad_norm")):
+        gradients = [p.grad.flatten() for _, p in ppo.actors.named_parameters(name) if p.grad is not None]
+        assert float(torch.cat(gradients).norm()) == pytest.approx(1e-3, rel=1e-3)
+        assert found[key] > 2e-3
+
+
 def test_the_reward_model_may_see_other_pictures(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     folder = request.getfixturevalue("world")
     (tmp_path / "dark").mkdir()

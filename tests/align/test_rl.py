@@ -188,6 +188,27 @@ def test_splitting_a_batch_leaves_losses_and_gradients_alone():
         torch.testing.assert_close(torch.as_tensor(x), torch.as_tensor(y))
 
 
+def test_explained_variance_of_several_processes_is_that_of_their_batch() -> None:
+    torch.manual_seed(0)
+    values, returns, mask = torch.randn(4, 5), torch.randn(4, 5) + 2, torch.ones(4, 5)
+    mask[1, 3:] = 0
+    whole = explained_variance(values, returns, mask)
+    halves: list[list[torch.Tensor]] = [[], []]
+    # two processes in turn: first each notes what it would send, then gets the sums
+    for _ in range(4):
+        for k, rows in enumerate((slice(0, 2), slice(2, 4))):
+            sent: list[torch.Tensor] = []
+
+            def both(x: torch.Tensor, sent: list[torch.Tensor] = sent, k: int = k) -> torch.Tensor:
+                sent.append(x)
+                n = len(sent) - 1
+                return x + halves[1 - k][n] if n < len(halves[1 - k]) else x
+
+            found = explained_variance(values[rows], returns[rows], mask[rows], both)
+            halves[k] = sent
+    torch.testing.assert_close(found, whole)
+
+
 def test_explained_variance():
     returns = torch.tensor([[1.0, 2.0, 3.0], [6.0, 0.0, 0.0]])
     junk = torch.tensor([[0.0, 0.0, 0.0], [0.0, 9.0, -9.0]])

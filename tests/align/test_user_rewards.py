@@ -31,6 +31,15 @@ def one_too_few(prompts, responses):
 def broken(prompts, responses):
     return [float("nan") if prompt.id == "q1" else 0.0 for prompt in prompts]
 
+def lonely(prompts):
+    return [0.0 for _ in prompts]
+
+def counted(prompts, responses, n=1):
+    return [float(sum(range(n))) for _ in responses]
+
+def nothing(prompts, responses):
+    pass
+
 number = 3
 '''
 
@@ -64,6 +73,7 @@ def test_weights_and_options(module: str) -> None:
         ("{}:missing", "has no 'missing'; check the name"),
         ("{}:number", "is no function"),
         ("no_such_module_here:f", "PYTHONPATH"),
+        ("{}:lonely", "cannot be called with (prompts, responses) and the options []"),
     ],
 )
 def test_a_function_that_is_not_there_stops_before_anything_loads(
@@ -72,7 +82,7 @@ def test_a_function_that_is_not_there_stops_before_anything_loads(
     folder = request.getfixturevalue("world")
     rewards = {"mine": {"function": function.format(module)}}
     s = settings(folder, tmp_path / "run", user_rewards=rewards, dry_run=True)
-    with pytest.raises(RewardPartError, match=r"user_rewards\.mine\.function") as told:
+    with pytest.raises(RewardPartError, match=r"user_rewards\.mine") as told:
         run(s)
     assert text in str(told.value)
     assert not (tmp_path / "run").exists()
@@ -82,6 +92,7 @@ def test_a_function_that_is_not_there_stops_before_anything_loads(
     ("name", "text"),
     [
         ("one_too_few", "user_rewards.mine: 2 values for 3 responses"),
+        ("nothing", "user_rewards.mine: 0 values for 3 responses (it returned a NoneType)"),
         ("broken", "user_rewards.mine: nan for prompt 'q1'; return a finite number"),
     ],
 )
@@ -92,9 +103,20 @@ def test_values_that_cannot_be_used(module: str, name: str, text: str) -> None:
     assert text in str(told.value)
 
 
+def test_a_module_that_does_not_load_is_named(module: str, tmp_path: Path) -> None:
+    (tmp_path / f"{module}_torn.py").write_text("def f(:")
+    with pytest.raises(RewardPartError, match=r"user_rewards\.mine\.function.*does not load"):
+        find_functions({"mine": UserReward(function=f"{module}_torn:f")})
+
+
+def test_whole_numbers_stay_whole(module: str) -> None:
+    wanted = {"mine": UserReward(function=f"{module}:counted", options={"n": 4})}
+    assert user_parts(find_functions(wanted), wanted, PROMPTS[:1], ["x"])["mine"].tolist() == [6.0]
+
+
 def test_names_that_are_taken() -> None:
     given = ["output=x", "model.path=x", "reward_model=x", "data.path=x"]
-    for name, function in (("length", "a:b"), ("a/b", "a:b"), ("mine", "just_a_module")):
+    for name, function in (("length", "a:b"), ("score", "a:b"), ("a/b", "a:b"), ("mine", "just_a_module")):
         with pytest.raises(ConfigError, match="user_rewards"):
             resolve(PpoSettings, None, [*given, f"user_rewards={{{name}: {{function: '{function}'}}}}"])
 

@@ -113,7 +113,7 @@ def test_four_roles_on_one_bf16_base(llava: dict[str, Path], name: str, times: f
 def test_plan_of_the_7b_recipe(llava: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Before any training was done, and without data."""
     arguments = ["ppo", "llava15_7b/ppo", f"model.path={llava['7b']}", "--plan"]
-    arguments += ["--reward-base", str(llava["13b"]), "--memory", "400"]
+    arguments += ["--reward-base", str(llava["13b"]), "--memory", "80"]
     settings = resolve(PpoSettings, RECIPES / "llava15_7b/ppo.yaml")
     status = cli.main(arguments)
     text = capsys.readouterr().out
@@ -127,7 +127,20 @@ def test_plan_of_the_7b_recipe(llava: dict[str, Path], capsys: pytest.CaptureFix
     peak = max(float(v) for k, v in figures.items() if re.match("rollout|scoring|update", k))
     assert f"{peak:.2f}" in text.split("peak, in ")[1]
     assert "four roles on one base" not in text  # the thesis's reward model is a larger one
-    assert status == 0 and peak < 399 and "fits into 400 GB" in text
+    assert status == 0 and peak < 79 and "fits into 80 GB" in text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "base", "processes"),
+    [("llava15_13b/ppo", "13b", 1), ("llava15_7b/ppo_8gpus", "7b", 8), ("llava15_13b/ppo_2nodes", "13b", 16)],
+)
+def test_the_recipes_fit_the_gpus_that_they_are_for(
+    llava: dict[str, Path], capsys: pytest.CaptureFixture[str], recipe: str, base: str, processes: int
+) -> None:
+    arguments = ["ppo", recipe, f"model.path={llava[base]}", "--plan", "--memory", "80"]
+    status = cli.main([*arguments, "--reward-base", str(llava[base]), "--processes", str(processes)])
+    text = capsys.readouterr().out
+    assert status == 0 and "fits into 80 GB" in text
 
 
 # --- the command ---
