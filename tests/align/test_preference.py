@@ -262,3 +262,15 @@ def test_a_dry_run_loads_nothing(world: Path, tmp_path: Path, monkeypatch: pytes
 def test_settings_that_do_not_fit_are_refused(world: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="label_smoothing is read by loss_type robust alone"):
         settings(world, tmp_path, label_smoothing=0.1)
+
+
+def test_a_quantized_base_learns_in_full_precision(world: Path, tmp_path: Path):
+    """TRL rounds such a base's adapter to bfloat16; and 4-bit layers that have answered must still learn."""
+    build_tiny_llava(tmp_path / "base", hidden_size=64)
+    model = {"path": str(tmp_path / "base"), "device": "cpu", "bits": 4}
+    run(settings(world, tmp_path / "run", model=model, cache_features=True, save_every=0))
+    assert metrics(tmp_path / "run")[-1]["heldout/margin"] > 0.5
+    saved = load_file(tmp_path / "run/policy/adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    # not one of them rounded
+    assert not all(torch.equal(t, t.bfloat16().float()) for t in saved.values())
