@@ -335,7 +335,7 @@ def race(both: Race, title: str, repeats: int = 5) -> float:
     lengths = both.rollout.mask.sum(1)
     show(f"PPO, {title}", "steps/s", rates)
     prompt = float(both.sampled.generated.prompt_mask.sum(1).float().mean())
-    print(f"  {s.rollouts} rollouts, {s.generate.batch_size} at once; prompts of {prompt:.0f} tokens on average,")
+    print(f"  {s.rollouts} rollouts, {s.generate.batch_size} at once; prompts of about {prompt:.0f} tokens,")
     mean, longest = float(lengths.float().mean()), s.generate.max_new_tokens
     print(f"  responses of {mean:.1f} of at most {longest}: {sorted(lengths.tolist())}")
     print(f"  errors: {errors[0]:.1e} of what was judged, {errors[1]:.1e} of the change of the weights")
