@@ -52,7 +52,7 @@ NAMES = {
     "completions/mean_length": "response/length",
     "completions/clipped_ratio": "response/incomplete",
     "clip_ratio/region_mean": "policy/clipfrac_avg",
-    "step_time": "rate/step_s",
+    "step_time": "rate/optimizer_step_s",
 }
 #: prompts that are rendered both ways before the first step
 CHECKED = 8
