@@ -13,7 +13,7 @@ from PIL import Image as PilImage
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from align import reward_function
-from align.config import LoraSettings, ModelSettings, SymbolicSettings
+from align.config import LoraSettings, ModelSettings, SymbolicSettings, UserReward
 from align.models.lmm import add_adapters
 from align.models.tiny import build_tiny_llava
 from align.reward_function import (
@@ -21,9 +21,10 @@ from align.reward_function import (
     fact_reward,
     make_reward_function,
     make_symbolic_functions,
+    make_user_functions,
 )
 from align.reward_model import RewardError, RewardInfo, RewardModel, ScoreItem
-from align.rewards import symbolic
+from align.rewards import RewardPartError, symbolic
 from data.jsonl import DataError, write_records
 from data.schema import Facts, Image, Message, Prompt
 
@@ -260,3 +261,19 @@ def test_symbolic_rewards_are_ppos_each_by_its_name():
     assert {f.__name__: f(**rows) for f in functions} == {k: v.tolist() for k, v in expected.items()}
     assert expected["correctness"].tolist() == [2.5, 1.5, 0]
     assert expected["incomplete"].tolist() == [0, -4, 0]
+
+
+def test_user_rewards_are_ppos_each_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    code = "def count(prompts, responses, word='a'):\n    return [r.count(word) for r in responses]\n"
+    (tmp_path / "my_words.py").write_text(
+        code + "def none(prompts, responses):\n    return [None] * len(prompts)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    how = {
+        "dogs": UserReward(function="my_words:count", weight=-2.0, options={"word": "dog"}),
+        "none": UserReward(function="my_words:none"),
+    }
+    dogs, none = make_user_functions([prompt(i) for i in range(4)], how)
+    assert (dogs.__name__, dogs(**columns([1, 0]))) == ("dogs", [-2, 0])
+    with pytest.raises(RewardPartError, match=r"user_rewards\.none: None for prompt 'q2'"):
+        none(**columns([2]))
