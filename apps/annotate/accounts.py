@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
@@ -131,8 +132,11 @@ class Accounts:
     def __init__(self, store: Store, clock: Callable[[], float], cost: Cost = COST) -> None:
         self._store, self._clock, self._cost = store, clock, cost
         self.guesses = Guesses(clock)
-        # an unknown name must take as long as a wrong password
-        self._nobody = hash_password(secrets.token_hex(8), cost)
+
+    @cached_property
+    def _nobody(self) -> str:
+        """Checked for unknown names, which must take as long as a wrong password."""
+        return hash_password(secrets.token_hex(8), self._cost)
 
     # --- accounts ---
 

@@ -115,8 +115,11 @@ FREE_AT = (
     .where(pairs.c.open == 1, ~_SETTLED)
 )
 HAS_ROOM = select(pairs.c.n).where(pairs.c.n == _pair, (pairs.c.role != WORK) | _ROOM)
-SHOWN = select(pairs.c.key, pairs.c.role, pairs.c.record).where(pairs.c.n == _pair)
-FLIPPED = select(assignments.c.flipped).where(_OWN)
+OFFERED = (
+    select(pairs.c.key, pairs.c.role, pairs.c.record, assignments.c.flipped)
+    .select_from(pairs.outerjoin(assignments, _OWN))
+    .where(pairs.c.n == _pair)
+)
 GIVEN = (
     select(*_LEASE, assignments.c.state, pairs.c.votes, pairs.c.wanted, pairs.c.adjudicated)
     .join(assignments, assignments.c.pair_n == pairs.c.n)
@@ -193,9 +196,8 @@ def held_by(connection: Connection, user: int, now: float) -> Lease | None:
 
 def _lease(connection: Connection, user: int, n: int, rules: Rules, now: float, rng: random.Random) -> Lease:
     """Hold a pair for a labeler; which response is A is drawn once and stays."""
-    found = connection.execute(SHOWN, {"pair": n}).one()
-    until = now + rules.lease
-    flipped = connection.scalar(FLIPPED, {"user": user, "pair": n})
+    found = connection.execute(OFFERED, {"pair": n, "user": user}).one()
+    until, flipped = now + rules.lease, found.flipped
     if flipped is None:
         flipped = rng.getrandbits(1)
         row = {"user_id": user, "pair_n": n, "flipped": flipped, "state": LEASED}

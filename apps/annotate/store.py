@@ -153,15 +153,25 @@ class Store:
         return job.result
 
     def _carry_out(self, batch: list[_Job[Any]]) -> None:
+        """All jobs in one transaction; where the database itself stumbles, each in one of its own.
+
+        SQLite takes back the whole transaction for some errors (a full disk), and would then let the rest of
+        a batch look well: so no other job of a batch is believed after such an error.
+        """
+        commits = False
         try:
             with self.engine.connect().execution_options(write=True) as connection, connection.begin():
+                if len(batch) == 1:
+                    batch[0].result = batch[0].work(connection)
+                else:
+                    _each(connection, batch)
+                commits = True
+        except BaseException as error:  # for the callers, in ``write``
+            if len(batch) > 1 and not commits and isinstance(error, Exception):
                 for job in batch:
-                    try:
-                        with connection.begin_nested():
-                            job.result = job.work(connection)
-                    except Exception as error:  # handed to the caller, in ``write``
-                        job.error = error
-        except BaseException as error:
+                    job.error = None
+                    self._carry_out([job])
+                return
             for job in batch:
                 job.error = job.error or error
         for job in batch:
@@ -174,6 +184,15 @@ class Store:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _each(connection: Connection, batch: list[_Job[Any]]) -> None:
+    for job in batch:
+        try:
+            with connection.begin_nested():
+                job.result = job.work(connection)
+        except ValueError as error:  # the service's own refusals
+            job.error = error
 
 
 def new_id(made: CursorResult[Any]) -> int:

@@ -1,0 +1,276 @@
+"""``align annotate`` on the command line, and stages that train straight from a store."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from apps import cli
+from apps.annotate.errors import StoreError
+from apps.annotate.passwords import check_password
+from apps.annotate.serve import Address
+from apps.annotate.simulate import Person, of_world, run, serving
+from apps.annotate.store import open_store
+from apps.annotate.tables import users
+from apps.annotate.training import is_store
+from data.jsonl import read_json, read_records, write_records
+from data.schema import Preference
+from tests.apps.annotate.conftest import PASSWORD, MakeProject, Project, pair
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Project) -> Path:
+    """The current directory, with images and a file of pairs, two of them gold."""
+    monkeypatch.chdir(tmp_path)
+    (project.folder / "images").rename(tmp_path / "images")
+    write_records(tmp_path / "pairs.jsonl", [pair(f"{k}") for k in range(6)])
+    gold = [pair(f"g{k}", choices={"hallucination": 0}) for k in range(2)]
+    write_records(tmp_path / "gold.jsonl", gold)
+    return tmp_path
+
+
+def align(*words: str) -> int:
+    return cli.main(["annotate", *words])
+
+
+def type_(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text + "\n"))
+
+
+def test_import_export_stats_and_backup(
+    folder: Path, capsys: pytest.CaptureFixture[str], make_project: MakeProject
+) -> None:
+    assert align("import", "pairs.jsonl", "--images", "images") == 0
+    assert "6 work pairs added" in capsys.readouterr().out
+    assert align("import", "gold.jsonl", "--as", "gold") == 0
+    assert align("import", "pairs.jsonl", "--images", "images") == 0
+    assert "0 work pairs added, 6 known already" in capsys.readouterr().out
+    assert align("export", "out.jsonl") == 2
+    assert "no decided vote" in capsys.readouterr().err
+    voted = make_project(3)
+    for _ in range(3):
+        voted.vote("ann")
+    store = ["--store", voted.url]
+    assert align("export", *store, "out.jsonl", "--labels", "labelers") == 0
+    assert capsys.readouterr().out == "wrote 3 records to out.jsonl\n"
+    assert len(read_records("out.jsonl", "preference")) == 3
+    assert align("export", *store, "out.jsonl") == 2 and "exists already" in capsys.readouterr().err
+    assert align("export", *store, "trl.jsonl", "--to", "trl", "--without", "ann") == 2
+    assert align("stats", *store, "--json", "stats.json", "--resamples", "20") == 0
+    assert "3 of 3 have all their votes" in capsys.readouterr().out
+    assert read_json("stats.json")["labelers"][0]["name"] == "ann"
+    assert align("backup", *store, "copy.db") == 0
+    assert align("stats", "--store", "sqlite:///copy.db") == 0
+    assert align("stats", "--store", "sqlite:///none.db") == 2
+    assert "no store there; make one" in capsys.readouterr().err
+
+
+def test_accounts(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    type_(monkeypatch, PASSWORD)
+    assert align("users", "add", "root", "--role", "admin") == 0
+    type_(monkeypatch, PASSWORD)
+    assert align("users", "add", "root") == 2
+    assert "is taken" in capsys.readouterr().err
+    type_(monkeypatch, "short")
+    assert align("users", "add", "ann") == 2
+    type_(monkeypatch, PASSWORD)
+    assert align("users", "hash", "ann") == 0
+    line = capsys.readouterr().out
+    assert line.startswith("ann:labeler:scrypt:16384:8:5:") and PASSWORD not in line
+    Path("passwords.txt").write_text(f"# people\n{line}")
+    assert align("users", "import", "passwords.txt") == 0
+    assert align("users", "disable", "ann") == 0
+    assert align("users", "list") == 0
+    assert any(
+        line.split()[:3] == ["ann", "labeler,", "out"] for line in capsys.readouterr().out.splitlines()
+    )
+    store = open_store("sqlite:///votes.db")
+    with store.read() as connection:
+        found = connection.execute(select(users).where(users.c.name == "ann")).one()
+    store.close()
+    assert found.disabled and check_password(PASSWORD, found.password)
+    assert not check_password(PASSWORD + "x", found.password)
+    assert align("users", "invite", "--url", "http://here/") == 0
+    assert capsys.readouterr().out.startswith("http://here/#join=")
+    assert align("users", "disable", "nobody") == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("ann", "the role is"),
+        ("ann:boss:x", "the role is 'boss'"),
+        ("ann:labeler:secret", "no scrypt hash"),
+        ("ann:labeler:scrypt:16384:8:5:AAAA", "no scrypt hash"),
+        ("ann:labeler:scrypt:1073741824:8:1:AAAA:AAAA", "no scrypt hash"),
+        ("a b:labeler:scrypt:2:1:1:AAAA:AAAA", "a name has"),
+        ("ann:labeler:scrypt:2:1:1:AAAA:AAAA\nann:admin:scrypt:2:1:1:AAAA:AAAA", "stands twice"),
+    ],
+)
+def test_bad_password_files(folder: Path, capsys: pytest.CaptureFixture[str], line: str, words: str) -> None:
+    Path("passwords.txt").write_text(f"{line}\n")
+    assert align("users", "import", "passwords.txt") == 2
+    error = capsys.readouterr().err
+    assert words in error and f"passwords.txt:{1 + line.count(chr(10))}:" in error
+
+
+def test_where_it_may_be_served() -> None:
+    open_, files = Address("0.0.0.0"), {"certificate": Path("c.pem"), "key": Path("k.pem")}
+    Address().check(0)
+    Address("::1").check(0)
+    for refused in (open_, Address("192.168.1.5", **files), Address(public="https://labels.example.org")):
+        with pytest.raises(StoreError, match="no account yet"):
+            refused.check(0)
+    with pytest.raises(StoreError, match="without TLS"):
+        open_.check(1)
+    with pytest.raises(StoreError, match="goes with its key"):
+        Address(certificate=Path("c.pem")).check(1)
+    with pytest.raises(StoreError, match="no address of a site"):
+        Address(public="labels.example.org").check(1)
+    for fine in (
+        Address("0.0.0.0", **files),
+        Address("0.0.0.0", plain=True),
+        Address(public="https://a.org"),
+    ):
+        fine.check(1)
+    assert Address(public="https://a.org/").url(1) == "https://a.org"
+    site = Address(public="https://a.org/").site(7861)
+    assert site.secure and site.origin == "https://a.org" and "a.org" in (site.hosts or ())
+    assert Address("::1").url(80) == "http://[::1]:80" and not Address().site(1).secure
+
+
+def test_serving_elsewhere_without_accounts_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["serve", "--data", "pairs.jsonl", "--images", "images", "--host", "0.0.0.0", "--port", "0"]
+    assert align(*words) == 2
+    assert "no account yet" in capsys.readouterr().err
+
+
+def test_a_world_is_labelled_through_the_api(folder: Path) -> None:
+    """The demo's pairs, served and voted on by simulated labelers, who are right more often than not."""
+    from apps.annotate.demo import make
+
+    made = make(folder / "demo", 8, seed=3)
+    url = f"sqlite:///{folder / 'demo.db'}"
+    arguments = ["--store", url, "--images", str(folder / "demo" / "world"), "--port", "0", "--test", "0"]
+    files = [word for name, file in made.items() for word in (f"--{name}", str(file))]
+    lines = []
+    with serving([*arguments, *files, "--labels", "3", "--overlap", "0", "--gold-every", "0"]) as (
+        address,
+        process,
+    ):
+        assert process.stdout is not None
+        lines.append(process.stdout.readline())
+        code = lines[0].split("#join=")[1].split()[0]
+        # the admin's own invitation makes one admin, who may label too
+        run(address, [Person("root", PASSWORD, code)], of_world(folder / "demo" / "world"), 8)
+    assert lines[0].startswith(f"the first admin comes in by {address}/#join=")
+    assert align("export", "--store", url, "out.jsonl") == 0
+    found = [r for r in read_records("out.jsonl", "preference") if isinstance(r, Preference)]
+    truth = {r.id: next(i for i, s in enumerate(r.responses) if s.model == "true") for r in found}
+    right = [record.preferred == truth[record.id] for record in found]
+    assert len(right) == 8 and sum(right) >= 5
+
+
+# --- training straight from a store ---
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Settings that reach the reward stage, in whose place nothing heavy is loaded."""
+    seen: list[Any] = []
+    module = types.ModuleType("align.reward")
+
+    def run_(settings: Any) -> Path:
+        seen.append((settings, Path(settings.data.path).read_text()))
+        (Path(settings.output) / "settings.yaml").write_text("")
+        return Path(settings.output)
+
+    module.run = run_  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "align.reward", module)
+    return seen
+
+
+def reward(project: Project, *words: str) -> int:
+    recipe = project.folder / "reward.yaml"
+    recipe.write_text(
+        f"output: {project.folder}/run\nmodel: {{path: org/model}}\nfacts: []\n"
+        f"data: {{path: '{project.url}'}}\n"
+    )
+    return cli.main(["reward", str(recipe), *words])
+
+
+def test_the_reward_stage_trains_from_a_store(project: Project, stage: list[Any]) -> None:
+    for name in ("ann", "bob", "cid"):
+        project.vote(name)
+    assert reward(project) == 0
+    settings, text = stage[0]
+    assert settings.data.path == f"{project.folder}/run/.votes/data.jsonl"
+    assert (settings.data.format, settings.data.images) == (None, str(project.folder / "images"))
+    records = [json.loads(line) for line in text.splitlines()]
+    assert [record["annotator"] for record in records] == ["majority"] * 3
+    told = read_json(project.folder / "run" / ".votes" / "data.json")
+    assert told == {"store": project.url, "labels": "majority", "records": 3}
+
+
+def test_a_run_that_is_resumed_reads_what_it_began_with(project: Project, stage: list[Any]) -> None:
+    project.vote("ann")
+    assert reward(project, "data.options.labels=labelers") == 0
+    project.vote("bob")
+    assert reward(project, "data.options.labels=labelers", "--resume") == 0
+    assert stage[0][1] == stage[1][1] and len(stage[1][1].splitlines()) == 1
+    assert json.loads(stage[1][1])["annotator"] == "ann"
+
+
+def test_a_dry_run_leaves_nothing(
+    project: Project, stage: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.vote("ann")
+    seen: list[Path] = []
+
+    def look(settings: Any) -> Path:
+        seen.append(Path(settings.data.path))
+        assert seen[0].exists()
+        return seen[0]
+
+    monkeypatch.setattr(sys.modules["align.reward"], "run", look)
+    assert reward(project, "--dry-run", "data.format=annotate") == 0
+    assert not seen[0].exists() and not (project.folder / "run").exists()
+
+
+def test_what_cannot_be_trained_on(
+    project: Project, stage: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words, told in (
+        ((), "no decided vote"),
+        (("data.format=trl",), "data.format: a store is of the format 'annotate'"),
+        (("data.options.kind=x",), "data.options.kind: unknown option"),
+        (("data.options.labels=mean",), "unknown labels 'mean'"),
+        (("data.path=sqlite:///none.db",), "no store there"),
+    ):
+        assert reward(project, *words) == 2
+        assert told in capsys.readouterr().err, words
+    sft = project.folder / "sft.yaml"
+    sft.write_text(
+        f"output: {project.folder}/run\nmodel: {{path: org/model}}\ndata: {{path: '{project.url}'}}\n"
+    )
+    assert cli.main(["sft", str(sft)]) == 2
+    assert "does not learn from preferences" in capsys.readouterr().err
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    assert reward(project) == 2 and "several processes" in capsys.readouterr().err
+    assert stage == []
+
+
+def test_what_is_a_store() -> None:
+    assert is_store("sqlite:///votes.db") and is_store("postgresql+psycopg://me@db/votes")
+    for path in ("votes.db", "data/sqlite.jsonl", "sqlite", ["sqlite:///a"], None, "sqlite.jsonl://x"):
+        assert not is_store(path)
