@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 
 from align.config import FactKind, RewardAuditSettings
 from align.padding import Padding, padded
+from align.pairs import picture_source
 from align.pictures import encode_pictures, open_pictures
 from align.render import ImageInput
 from align.reward_model import RewardModel, ScoreItem
@@ -43,10 +44,9 @@ class Subject:
     image: Image | None
 
     @property
-    def picture(self) -> tuple[str | bytes | None, ...]:
-        """Where its picture comes from: records of one file are records of one picture, whatever its id."""
-        image = self.image
-        return () if image is None else (image.path, image.url, image.data)
+    def picture(self) -> str | None:
+        """Where its picture comes from (``align.pairs.picture_source``)."""
+        return picture_source(self.image)
 
 
 class Scorer(Protocol):
@@ -157,10 +157,11 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """One row for each response of the subjects in ``part``, in order; JSON values. ``root``: the image root.
 
-    ``id`` and ``response`` (its index) name it; ``text``, ``image``, ``score``, ``tokens``; ``donor`` is the
-    record that lent picture, facts and response, ``same_question`` whether it was asked the same; ``changes``
-    maps a change's name to its ``score`` and ``tokens`` (and the ``added`` sentences); ``orders`` are the
-    scores with the facts in further orders. A change that a response does not admit is not there.
+    ``id`` and ``response`` (its index) name it; ``text``, ``image`` (its id), ``picture`` (where it is from),
+    ``score``, ``tokens``; ``donor`` is the record that lent picture, facts and response, ``same_question``
+    whether it was asked the same; ``changes`` maps a change's name to its ``score`` and ``tokens`` (and the
+    ``added`` sentences); ``orders`` are the scores with the facts in further orders. A change that a response
+    does not admit is not there.
 
     Raises:
         DataError: a picture that cannot be read, or facts that the model reads and a record lacks.
@@ -273,6 +274,7 @@ def _row(subject: Subject, index: int, other: Subject | None, scorer: Scorer) ->
     image = None if subject.image is None else subject.image.id
     text = subject.responses[index]
     return {
-        "id": subject.id, "response": index, "text": text, "image": image, "tokens": scorer.tokens(text),
+        "id": subject.id, "response": index, "text": text, "image": image, "picture": subject.picture,
+        "tokens": scorer.tokens(text),
         "donor": None if other is None else other.id, "same_question": same,
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,24 @@ class Pair:
     rejected: str
     facts: Facts
     image: Image | None
+
+    @property
+    def cluster(self) -> str:
+        """What it shares with pairs that it is not independent of: the picture, without one the id."""
+        return picture_source(self.image) or f"no image/{self.id}"
+
+
+def picture_source(image: Image | None) -> str | None:
+    """Where a picture comes from: its path, URL, or a hash of its bytes; None of none.
+
+    Records of one source show one picture, whatever id they give it: rows that bring bytes and no name have
+    their own ids for it.
+    """
+    if image is None:
+        return None
+    if image.data is not None:
+        return f"sha256:{hashlib.sha256(image.data).hexdigest()}"
+    return image.path or image.url
 
 
 def pairs_of(records: Sequence[Preference], target: str) -> tuple[list[Pair], Counter[str]]:
@@ -66,26 +85,26 @@ def pairs_of(records: Sequence[Preference], target: str) -> tuple[list[Pair], Co
 
 
 def hold_out(pairs: Sequence[Pair], count: int, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(training, held-out) pairs; at least ``count`` are held out, with all pairs of their images.
+    """(training, held-out) pairs; at least ``count`` are held out, with all pairs of their pictures.
 
-    Whole images are held out, since a pair of a picture seen in training says little.
+    Whole pictures are held out, since a pair of one seen in training says little.
 
     Raises:
         DataError: that would leave less than half of the pairs to train on.
     """
     if count == 0:
         return list(pairs), []
-    of_image: dict[str, list[int]] = {}
+    of_picture: dict[str, list[int]] = {}
     for i, pair in enumerate(pairs):
-        of_image.setdefault(pair.image.id if pair.image else f"no image/{pair.id}", []).append(i)
-    groups = list(of_image.values())
+        of_picture.setdefault(pair.cluster, []).append(i)
+    groups = list(of_picture.values())
     held: set[int] = set()
     for g in permutation(len(groups), seed, "holdout"):
         if len(held) >= count:
             break
         held.update(groups[g])
     if 2 * len(held) > len(pairs):
-        rule = f"holding out {count} (with their images: {len(held)}) of {len(pairs)} pairs leaves too few"
+        rule = f"holding out {count} (with their pictures: {len(held)}) of {len(pairs)} pairs leaves too few"
         raise DataError(rule, key="holdout", mend="lower it, add data, or give eval_data")
     return (
         [p for i, p in enumerate(pairs) if i not in held],

@@ -71,7 +71,7 @@ def page_of(
     )
     footer = (
         f"Data: {found['data']}; seed {found['seed']}.\n"
-        "Intervals: 95 % bootstrap over images; Wilson's for agreement with choices.\n"
+        "Intervals: 95 % bootstrap over pictures; Wilson's for agreement with choices.\n"
         "Every score of every response stands in audit.jsonl."
     )
     return Page("Reward model audit", sections, subtitle, footer=footer)
@@ -204,13 +204,13 @@ def gallery(
     root: str | None,
     pictures: int,
 ) -> Gallery | None:
-    """The responses whose score a false sentence raised most (or lowered least), one an image."""
+    """The responses whose score a false sentence raised most (or lowered least), one a picture."""
     by_id = {subject.id: subject for subject in subjects}
     added = [row for row in rows if FALSE in row["changes"]]
     added.sort(key=lambda row: (row["score"] - row["changes"][FALSE]["score"], row["id"], row["response"]))
     worst: dict[str, Mapping[str, Any]] = {}
     for row in added:
-        worst.setdefault(row["image"] or row["id"], row)
+        worst.setdefault(row["picture"] or row["id"], row)
     spread = found["spread"]["value"] or 1.0
     items = []
     for row in list(worst.values())[:pictures]:

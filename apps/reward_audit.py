@@ -185,11 +185,11 @@ def rows_of(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def check_part(file: Path, subjects: Sequence[Subject]) -> None:
-    """Raise CheckpointError unless the part that an earlier start wrote is of these responses."""
-    wanted = [(s.id, text) for s in subjects for text in s.responses]
-    if [(row["id"], row["text"]) for row in rows_of(file)] != wanted:
+    """Raise CheckpointError unless the part from an earlier start is of these responses and pictures."""
+    wanted = [(s.id, text, s.picture) for s in subjects for text in s.responses]
+    if [(row["id"], row["text"], row.get("picture")) for row in rows_of(file)] != wanted:
         raise CheckpointError(
-            f"{file}: is of other responses than the data now holds; choose another output, "
+            f"{file}: is of other responses or pictures than the data now holds; choose another output, "
             "or give the data that the run was started with"
         )
 

@@ -1,7 +1,7 @@
 """What a reward model's scores depend on: the rows of an audit summed up, with intervals.
 
 A row is one response with its unchanged ``score`` and its scores under ``changes`` (``align.audit.measure``
-writes them). Intervals are 95 % bootstraps over images: responses to one image are not independent. The
+writes them). Intervals are 95 % bootstraps over pictures: responses to one picture are not independent. The
 spread is the standard deviation of all unchanged scores; it is drawn anew with every resample.
 """
 
@@ -49,7 +49,7 @@ def figures(
         "n": {
             "responses": len(rows),
             "conversations": len({row["id"] for row in rows}),
-            "images": len({row["image"] for row in rows} - {None}),
+            "images": len({row["picture"] for row in rows} - {None}),
         },
         "spread": sample.spread().as_dict(),
         "changes": {
@@ -68,11 +68,11 @@ def figures(
 
 
 class _Sample:
-    """The rows as columns, one cluster an image (a conversation where it has none)."""
+    """The rows as columns, one cluster a picture (a conversation where it has none)."""
 
     def __init__(self, rows: Sequence[Row], n_boot: int, seed: int) -> None:
         self.rows, self.n_boot, self.seed = rows, n_boot, seed
-        self.clusters = [row["image"] or f"no image/{row['id']}" for row in rows]
+        self.clusters = [row["picture"] or f"no image/{row['id']}" for row in rows]
         self.score = np.array([row["score"] for row in rows], dtype=float)
         self.tokens = np.array([row["tokens"] for row in rows], dtype=float)
         self.middle = self.score - self.score.mean()

@@ -140,6 +140,10 @@ def test_true_words_are_counted(subjects: list[Subject], root: Path) -> None:
     assert shifts(rows, BLANK) == shifts(rows, IMAGE) == [-1.0, 0.0] * 4
     assert shifts(rows, TRUE) == [1.0] * 8
     assert shifts(rows, FALSE) == [0.0] * 8
+    assert [(rows[0]["image"], rows[0]["picture"]), (rows[2]["image"], rows[2]["picture"])] == [
+        ("p0-red", "red.png"),
+        ("p1-green", "green.png"),
+    ]
     # the donor's first response names another colour; its second is the same text and is left out
     assert shifts(rows, SWAPPED) == [-1.0] * 4
     assert shifts(rows, "first sentence") == [0.0] * 4

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.pairs import check_facts, hold_out, pairs_of, report, wilson
+from align.pairs import check_facts, hold_out, pairs_of, picture_source, report, wilson
 from data.jsonl import DataError
 from data.schema import Facts, Image, Message, Preference, Response
 
@@ -70,6 +70,33 @@ def test_hold_out_keeps_an_image_on_one_side():
     assert hold_out(pairs, 7, seed=0) == (train, held)
     assert hold_out(pairs, 7, seed=1)[1] != held
     assert hold_out(pairs, 0, seed=0) == (pairs, [])
+
+
+@pytest.mark.parametrize("source", ["data", "path", "url"])
+def test_a_picture_with_several_ids_is_one(source: str):
+    """Rows that bring bytes and no path are named by their row; one picture in five rows is five ids."""
+    where = {"data": lambda i: f"bytes {i}".encode(), "path": "{}.png".format, "url": "http://x/{}".format}
+    records = [
+        preference(
+            f"{i}-{j}", ["x", "y"], {"overall": 0}, image=Image(id=f"row-{5 * i + j}", **{source: of(i)})
+        )
+        for of in [where[source]]
+        for i in range(8)
+        for j in range(5)
+    ]
+    train, held = hold_out(pairs_of(records, "preferred")[0], 7, seed=0)
+    assert (len(train), len(held)) == (30, 10)
+    assert not {p.id[0] for p in train} & {p.id[0] for p in held}
+    assert len({p.cluster for p in train}) == 6
+
+
+def test_where_a_picture_comes_from():
+    assert picture_source(None) is None
+    assert picture_source(Image(id="a", path="x.png")) == "x.png"
+    assert picture_source(Image(id="a", url="http://x/y.png")) == "http://x/y.png"
+    # sha256sum of three bytes
+    told = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert picture_source(Image(id="a", data=b"abc")) == picture_source(Image(id="b", data=b"abc")) == told
 
 
 def test_hold_out_of_too_much():

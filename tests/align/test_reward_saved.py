@@ -29,14 +29,15 @@ ASK = [Message(role="user", content="What is in the image?")]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, a picture, and pairs in which a cat is preferred to a dog; two annotators on the first six."""
+    """A base, pictures, and pairs in which a cat is preferred to a dog; two annotators on the first six."""
     root = tmp_path_factory.mktemp("base")
     build_tiny_llava(root / "base")
-    PilImage.new("RGB", (32, 32), "red").save(root / "red.png")
+    for i in range(16):
+        PilImage.new("RGB", (32, 32), (255, i, 0)).save(root / f"red-{i}.png")
     records = [
         Preference(
             id=f"p{i}",
-            image=Image(id=f"red-{i}", path="red.png"),
+            image=Image(id=f"red-{i}", path=f"red-{i}.png"),
             messages=ASK,
             responses=[Response(text=f"A cat and {i} cups."), Response(text=f"A dog and {i} cups.")],
             choices={"overall": choice},

@@ -205,7 +205,8 @@ def test_a_part_of_other_responses_is_refused(
     text = (tmp_path / "pairs.jsonl").read_text()
     (tmp_path / "pairs.jsonl").write_text(text.replace("It stands.", "It lies."))
     assert audit(trained, tmp_path / "run", *data, "--resume") == 2
-    assert "00000000.jsonl: is of other responses than the data now holds" in capsys.readouterr().err
+    told = "00000000.jsonl: is of other responses or pictures than the data now holds"
+    assert told in capsys.readouterr().err
 
 
 def test_the_card_is_updated_and_the_model_is_not(trained: Path, world: Path, tmp_path: Path) -> None:

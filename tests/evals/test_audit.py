@@ -13,7 +13,7 @@ from evals.metrics import mean_interval
 
 
 def row(name: str, response: int, score: float, tokens: int = 5, **more: Any) -> dict[str, Any]:
-    made = {"id": name, "response": response, "image": f"image of {name}", "score": score, "tokens": tokens}
+    made = {"id": name, "response": response, "picture": f"image of {name}", "score": score, "tokens": tokens}
     return made | {"changes": {}, "orders": []} | more
 
 
@@ -71,6 +71,21 @@ def test_intervals_are_of_images_and_seeded() -> None:
     naive = mean_interval(moves, seed=3)
     assert x["mean"]["high"] - x["mean"]["low"] > 1.5 * (naive.high - naive.low)
     assert figures(rows, {}, seed=3) == figures(rows, {}, seed=3) != figures(rows, {}, seed=4)
+
+
+def test_conversations_about_one_picture_are_not_independent() -> None:
+    """Five conversations a picture, each with an id of its own for it, as rows of bytes have."""
+    rng = np.random.default_rng(0)
+    scores, moves = rng.normal(size=50), np.repeat(rng.normal(size=10), 5)
+    rows = [
+        row(f"{i}", 0, s, changes=change(x=s + m), image=f"row-{i}", picture=f"sha256:{i // 5}")
+        for i, (s, m) in enumerate(zip(scores, moves))
+    ]
+    found = figures(rows, {}, seed=3)
+    alone = mean_interval(moves, clusters=[i // 5 for i in range(50)], seed=3)
+    mean = found["changes"]["x"]["mean"]
+    assert (mean["low"], mean["high"]) == pytest.approx((alone.low, alone.high))
+    assert found["n"]["images"] == 10
 
 
 def test_the_spread_is_drawn_anew() -> None:
