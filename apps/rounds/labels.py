@@ -11,13 +11,13 @@ from typing import Any
 from align.config import RoundsSettings
 from apps.world_commands import annotate
 from data.errors import DataError
-from data.jsonl import read_records, write_json, write_records
+from data.jsonl import Rejects, read_records, write_json, write_records
 from data.load import load
 from data.schema import Preference
 from data.world.build import read_scenes
 
-#: where a round keeps its labels, and what they come to
-LABELS, SUMMARY = "labels.jsonl", "labels.json"
+#: where a round keeps its labels, those that cannot be used, and what they come to
+LABELS, REJECTS, SUMMARY = "labels.jsonl", "rejects.jsonl", "labels.json"
 
 
 def awaited_file(settings: RoundsSettings, number: int, folder: Path) -> Path | None:
@@ -31,7 +31,8 @@ def awaited_file(settings: RoundsSettings, number: int, folder: Path) -> Path | 
 def write_labels(settings: RoundsSettings, number: int, folder: Path) -> dict[str, Any]:
     """Write the labels of the round in ``folder`` to ``labels/``; returns what ``labels.json`` says of them.
 
-    Ids begin with the round, so that the labels of several rounds can be learned together.
+    Records that cannot be used, of which a few are borne with, stand in ``labels/rejects.jsonl``. Ids begin
+    with the round, so that the labels of several rounds can be learned together.
 
     Raises:
         DataError: unreadable labels, labels of other responses, or none that is decided.
@@ -40,13 +41,14 @@ def write_labels(settings: RoundsSettings, number: int, folder: Path) -> dict[st
     samples = [record for record in read if isinstance(record, Preference)]
     file = awaited_file(settings, number, folder)
     source: dict[str, Any] = {"by": settings.labels.by}
+    rejects = Rejects()
     if file is None:
         assert settings.labels.world is not None
         named = [sample.model_copy(update={"id": f"round-{number}/{sample.id}"}) for sample in samples]
         scenes = read_scenes(Path(settings.labels.world))
         found = annotate(named, scenes, seed=settings.seed, clean=settings.labels.clean)
     else:
-        found = join(samples, read_labels(settings, file), file, number)
+        found = join(samples, read_labels(settings, file, rejects), file, number)
         source |= {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     decided = sum(record.preferred is not None for record in found)
     if not decided:
@@ -54,19 +56,22 @@ def write_labels(settings: RoundsSettings, number: int, folder: Path) -> dict[st
         rule = f"none of {len(found)} records has a choice between its responses"
         raise DataError(rule, file=str(where), key="choices", mend="label them, ties apart")
     write_records(folder / "labels" / LABELS, found)
+    rejects.write(folder / "labels" / REJECTS)
     summary = source | {"sampled": len(samples), "labelled": len(found), "decided": decided}
+    summary |= {"rejected": len(rejects.found)}
     write_json(folder / "labels" / SUMMARY, summary)
     return summary
 
 
-def read_labels(settings: RoundsSettings, file: Path) -> list[Preference]:
-    """The records of a file of labels."""
+def read_labels(settings: RoundsSettings, file: Path, rejects: Rejects) -> list[Preference]:
+    """The records of a file of labels; ``rejects`` gets the bad ones. Raises DataError for too many."""
     records = load(
         file,
         want="preference",
         format=settings.labels.format,
         options=settings.labels.options,
         images=settings.prompts.images,
+        rejects=rejects,
     )
     return [record for record in records if isinstance(record, Preference)]
 

@@ -187,7 +187,9 @@ def figures(settings: RoundsSettings, number: int) -> dict[str, float]:
     """A round in numbers: labels, the reward model's accuracy, and PPO's last step."""
     folder = folder_of(settings, number)
     labels = read_json(folder / "labels" / SUMMARY)
-    found = {f"labels/{key}": float(labels[key]) for key in ("sampled", "labelled", "decided")}
+    # a round of an older version does not say how many were rejected
+    counts = ("sampled", "labelled", "decided", "rejected")
+    found = {f"labels/{key}": float(labels[key]) for key in counts if key in labels}
     if (agreement := heldout(folder)) is not None:
         found["reward/accuracy"] = float(agreement["accuracy"])
     last = RunDir(folder / "ppo", ppo_settings(settings, number)).metrics()[-1]

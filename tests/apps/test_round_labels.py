@@ -140,6 +140,26 @@ def test_labels_that_do_not_do(folder: Path, record: Preference, message: str) -
     assert not (folder / "labels").exists()
 
 
+def test_labels_that_are_left_out_are_kept_and_counted(folder: Path) -> None:
+    """One in a hundred is borne with, and people's work does not vanish."""
+    samples = [pair(f"s{i}", "A cat.", "A dog.") for i in range(100)]
+    write_records(folder / "sample/samples.jsonl", samples)
+    write_records(
+        folder / "choices.jsonl", [s.model_copy(update={"choices": {"overall": 0}}) for s in samples]
+    )
+    assert len(labels_of(folder)) == 100
+    assert read_json(folder / "labels/labels.json")["rejected"] == 0
+    assert (folder / "labels/rejects.jsonl").read_text() == ""
+    text = (folder / "choices.jsonl").read_text()
+    (folder / "choices.jsonl").write_text(text.replace('"overall": 0', '"overall": 7', 1))
+    assert [record.id for record in labels_of(folder)] == [f"round-2/s{i}" for i in range(1, 100)]
+    summary = read_json(folder / "labels/labels.json")
+    assert (summary["labelled"], summary["rejected"]) == (99, 1)
+    (reject,) = map(json.loads, (folder / "labels/rejects.jsonl").read_text().splitlines())
+    assert (reject["line"], reject["record"]["id"]) == (1, "s0")
+    assert "choices['overall'] is 7" in reject["rule"]
+
+
 def test_a_broken_file_is_told_by_line(folder: Path) -> None:
     (folder / "choices.jsonl").write_text("{oops\n")
     with pytest.raises(DataError, match=r"choices\.jsonl:1: "):
