@@ -81,7 +81,10 @@ def join(
 ) -> list[Preference]:
     """Each label with image, question and facts of the sample that it is of, which may have more responses.
 
-    A sample is found by its id, and where a format has none of ours by picture, question and responses.
+    A sample is found by its id, and where a format has none of ours by picture, question and responses. Where
+    only some of its responses were compared, their places are in the id ("four/1-3"), so that all who
+    compared them, in whatever order, are annotators of one pair. Who is not named is another annotator each
+    time; a second choice of one who is named gets an id of its own ("four#2").
 
     Raises DataError for labels of what was not sampled.
     """
@@ -99,15 +102,18 @@ def join(
             strange.append(label.id)
             continue
         sample = fitting[0]
-        # three pairs of four responses are three records of one sample
-        times[sample.id, label.annotator] += 1
-        again = times[sample.id, label.annotator]
-        name = f"round-{number}/{sample.id}" + (f"/{again}" if again > 1 else "")
+        name, annotator = f"round-{number}/{sample.id}{_places(label, sample)}", label.annotator
+        times[name, annotator] += 1
+        again = times[name, annotator]
+        if again > 1 and annotator is None:
+            annotator = f"unnamed {again}"
+        elif again > 1:
+            name += f"#{again}"
         said = {response.text.strip(): response for response in sample.responses}
         chosen = {
             "responses": [said[response.text.strip()] for response in label.responses],
             "choices": label.choices,
-            "annotator": label.annotator,
+            "annotator": annotator,
             "meta": label.meta,
         }
         found.append(sample.model_copy(update={"id": name} | chosen))
@@ -117,6 +123,15 @@ def join(
         mend = "label this round's samples, and leave their ids, or their pictures and texts, as they are"
         raise DataError(rule, file=str(file), mend=mend)
     return found
+
+
+def _places(label: Preference, sample: Preference) -> str:
+    """Which of the sample's responses were compared, counted from one; nothing where all were."""
+    texts = list(dict.fromkeys(response.text.strip() for response in sample.responses))
+    compared = _texts(label)
+    if len(compared) == len(texts):
+        return ""
+    return "/" + "-".join(str(place) for place, text in enumerate(texts, 1) if text in compared)
 
 
 def _asked(record: Preference) -> tuple[str | None, str]:

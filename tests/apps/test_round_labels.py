@@ -10,6 +10,7 @@ import pytest
 from PIL import Image as PilImage
 
 from align.config import RoundsSettings
+from align.pairs import label_agreement, pairs_of
 from apps.rounds.labels import awaited_file, write_labels
 from data.jsonl import DataError, read_json, read_records, write_records
 from data.schema import HALLUCINATION, HELPFULNESS, Facts, Image, Message, Preference, Response
@@ -112,8 +113,57 @@ def test_pairs_of_four_responses(folder: Path) -> None:
     ]
     (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = labels_of(folder, format="trl")
-    assert [record.id for record in found] == ["round-2/four", "round-2/four/2"]
+    assert [record.id for record in found] == ["round-2/four/1-4", "round-2/four/2-4"]
     assert [[r.text for r in record.responses] for record in found] == [["d", "a"], ["d", "b"]]
+
+
+def test_the_order_of_labelling_hides_no_agreement(folder: Path) -> None:
+    """Two annotators of three pairs of four responses, each in an order of their own; they differ on one."""
+    four = pair("four", "a", "b", "c", "d")
+    write_records(folder / "sample/samples.jsonl", [four])
+    compared = [("a", "b"), ("a", "c"), ("c", "d")]
+    ways = {"one": compared, "two": [("d", "c"), ("b", "a"), ("c", "a")]}
+    records = [
+        pair("four" if k == 0 else f"four-{k}", *texts).model_copy(
+            update={
+                "annotator": name,
+                "choices": {"overall": texts.index(min(texts)) if texts != ("d", "c") else 0},
+            }
+        )
+        for name, pairs in ways.items()
+        for k, texts in enumerate(pairs)
+    ]
+    write_records(folder / "choices.jsonl", records)
+    found = labels_of(folder)
+    assert [(r.id.removeprefix("round-2/four/"), r.annotator) for r in found] == [
+        ("1-2", "one"), ("1-3", "one"), ("3-4", "one"), ("3-4", "two"), ("1-2", "two"), ("1-3", "two")
+    ]  # fmt: skip
+    agreed = label_agreement(pairs_of(found, "preferred")[0])
+    assert agreed is not None and (agreed.value, agreed.n) == (pytest.approx(2 / 3), 3)
+
+
+def test_unnamed_annotators_of_one_pair_agree_or_not(folder: Path) -> None:
+    rows = [
+        {"images": ["a.png"], "prompt": "What is there?", "chosen": x, "rejected": y}
+        for x, y in (("A cat.", "A dog."), ("A dog.", "A cat."), ("A cat.", "A dog."))
+    ]
+    (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # read back as the reward model does: none is taken for the repeat of another
+    found = labels_of(folder, format="trl")
+    assert [(r.id, r.annotator) for r in found] == [
+        ("round-2/one", None), ("round-2/one", "unnamed 2"), ("round-2/one", "unnamed 3")
+    ]  # fmt: skip
+    agreed = label_agreement(pairs_of(found, "preferred")[0])
+    assert agreed is not None and (agreed.value, agreed.n) == (pytest.approx(1 / 3), 1)
+
+
+def test_one_who_chose_twice_is_not_two(folder: Path) -> None:
+    again = [SAMPLES[0].model_copy(update={"id": name, "choices": {"overall": 0}, "annotator": "me"})
+             for name in ("one", "once more")]  # fmt: skip
+    write_records(folder / "choices.jsonl", again)
+    found = labels_of(folder)
+    assert [r.id for r in found] == ["round-2/one", "round-2/one#2"]
+    assert label_agreement(pairs_of(found, "preferred")[0]) is None
 
 
 def test_two_annotators_of_one_pair(folder: Path) -> None:
