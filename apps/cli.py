@@ -237,6 +237,13 @@ def _run_stage(args: argparse.Namespace) -> int:
     settings = config.resolve(getattr(config, stage.settings), recipe, overrides)
     if getattr(args, "plan", False):
         return plan_command.run(settings, args)
+    from apps.annotate.training import exported
+
+    with exported(args.stage, settings) as settings:
+        return _run_resolved(args, settings)
+
+
+def _run_resolved(args: argparse.Namespace, settings: Any) -> int:
     if settings.dry_run:
         print(_plan(args.stage, settings), flush=True)
     _check_files(settings)
