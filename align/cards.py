@@ -81,7 +81,8 @@ def _agreement(found: dict[str, float | int | None] | None, labelers: Share | No
     lines = [
         f"**{_share(found['accuracy'])}** of {found['n']} pairs "
         f"(95 % interval {_share(found['low'])} to {_share(found['high'])}).",
-        "This is the best of the evaluations during training, so slightly optimistic.",
+        "This is the best of the evaluations during training, so slightly optimistic. "
+        "The interval allows for pairs of one picture, which are not independent.",
         "",
         ceiling,
         f"- Pairs of equal length (within 2 tokens): {_share(found['equal_length_accuracy'])} "

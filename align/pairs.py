@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -146,7 +146,7 @@ class PairReport:
 
     n: int
     accuracy: float
-    #: Wilson's 95 % interval of ``accuracy``
+    #: Wilson's 95 % interval of ``accuracy``, for as many pairs as ``independent`` says
     low: float
     high: float
     #: mean of −log σ(chosen − rejected)
@@ -165,8 +165,11 @@ def report(
     rejected: Sequence[float],
     chosen_tokens: Sequence[int],
     rejected_tokens: Sequence[int],
+    clusters: Sequence[Hashable] | None = None,
 ) -> PairReport:
     """Compare the scores of n pairs, whose responses have the given lengths in tokens.
+
+    ``clusters``: what each pair shares with those that it is not independent of (``Pair.cluster``).
 
     Raises:
         ValueError: no pairs.
@@ -178,12 +181,12 @@ def report(
         raise ValueError("no pairs to compare; give at least one")
     right = _half_steps(margin)
     equal = np.abs(longer) <= EQUAL_LENGTH
-    low, high = wilson(float(right.sum()), n)
+    share = Share.of(right, clusters)
     return PairReport(
         n=n,
-        accuracy=float(right.mean()),
-        low=low,
-        high=high,
+        accuracy=share.value,
+        low=share.low,
+        high=share.high,
         loss=float(np.logaddexp(0, -margin).mean()),
         equal_length_accuracy=float(right[equal].mean()) if equal.any() else math.nan,
         equal_length_n=int(equal.sum()),
@@ -196,7 +199,7 @@ def report(
 
 @dataclass(frozen=True)
 class Share:
-    """A share of n cases with Wilson's 95 % interval; NaN of none."""
+    """A share of n cases with Wilson's 95 % interval, for as many as ``independent`` says; NaN of none."""
 
     value: float
     low: float
@@ -204,9 +207,31 @@ class Share:
     n: int
 
     @classmethod
-    def of(cls, successes: float, n: int) -> Share:
-        low, high = wilson(successes, n) if n else (math.nan, math.nan)
-        return cls(successes / n if n else math.nan, low, high, n)
+    def of(cls, right: np.ndarray, clusters: Sequence[Hashable] | None = None) -> Share:
+        """The share of ``right`` (n,), each 1, 0 or between; ``clusters``: as many names."""
+        n = len(right)
+        if not n:
+            return cls(math.nan, math.nan, math.nan, 0)
+        share, cases = float(right.mean()), independent(right, clusters)
+        return cls(share, *wilson(share * cases, cases), n)
+
+
+def independent(right: np.ndarray, clusters: Sequence[Hashable] | None = None) -> float:
+    """How many independent cases tell as much of the share of ``right`` (n,) as these n, at most n.
+
+    Cases of one cluster may be right or wrong together, as five annotators of one pair are. That is n over
+    the design effect (Kish 1965): the variance of the clusters' sums over the binomial one. Where all are
+    right, or all wrong, nothing tells, and clusters count.
+    """
+    n, share = len(right), float(right.mean())
+    names = range(n) if clusters is None else clusters
+    places: dict[Hashable, int] = {}
+    of = [places.setdefault(name, len(places)) for name in names]
+    if len(places) == 1 or share in (0, 1):
+        return len(places)
+    varied = float((np.bincount(of, weights=right - share) ** 2).sum())
+    binomial = n * share * (1 - share)
+    return n if varied <= binomial else n * binomial / varied
 
 
 def by_length(
@@ -214,16 +239,21 @@ def by_length(
     rejected: Sequence[float],
     chosen_tokens: Sequence[int],
     rejected_tokens: Sequence[int],
+    clusters: Sequence[Hashable] | None = None,
 ) -> dict[str, Share]:
     """Agreement with the choices of n pairs: "all", and where the "shorter", one "equal"ly long (within
-    ``EQUAL_LENGTH`` tokens) or the "longer" response was chosen. An equal score counts as half right.
+    ``EQUAL_LENGTH`` tokens) or the "longer" response was chosen. An equal score counts as half right;
+    ``clusters`` as in :func:`report`.
     """
+    names = range(len(chosen)) if clusters is None else clusters
     right = _half_steps(np.asarray(chosen, dtype=float) - np.asarray(rejected, dtype=float))
     longer = np.asarray(chosen_tokens, dtype=float) - np.asarray(rejected_tokens, dtype=float)
     equal = np.abs(longer) <= EQUAL_LENGTH
     bins = {"all": np.ones(len(right), dtype=bool), "shorter": ~equal & (longer < 0), "equal": equal,
             "longer": ~equal & (longer > 0)}  # fmt: skip
-    return {name: Share.of(float(right[rows].sum()), int(rows.sum())) for name, rows in bins.items()}
+    return {
+        name: Share.of(right[rows], [names[i] for i in np.flatnonzero(rows)]) for name, rows in bins.items()
+    }
 
 
 def label_agreement(pairs: Sequence[Pair]) -> Share | None:
@@ -233,21 +263,22 @@ def label_agreement(pairs: Sequence[Pair]) -> Share | None:
     of its annotators' comparisons that agree. What agrees with one annotator's choices more often than
     another annotator does has learned that annotator's slips.
     """
-    choices: dict[tuple[str, frozenset[str]], Counter[str]] = {}
+    choices: dict[tuple[str, str, frozenset[str]], Counter[str]] = {}
     for pair in pairs:
-        choices.setdefault((pair.id, frozenset((pair.chosen, pair.rejected))), Counter())[pair.chosen] += 1
-    several = [counts for counts in choices.values() if counts.total() > 1]
+        texts = frozenset((pair.chosen, pair.rejected))
+        choices.setdefault((pair.cluster, pair.id, texts), Counter())[pair.chosen] += 1
+    several = {key: counts for key, counts in choices.items() if counts.total() > 1}
     if not several:
         return None
-    alike = [sum(map(_twos, counts.values())) / _twos(counts.total()) for counts in several]
-    return Share.of(sum(alike), len(alike))
+    alike = [sum(map(_twos, counts.values())) / _twos(counts.total()) for counts in several.values()]
+    return Share.of(np.array(alike), [picture for picture, _, _ in several])
 
 
 def _twos(n: int) -> int:
     return n * (n - 1) // 2
 
 
-def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(successes: float, n: float, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's interval (1927) of a share; ``z`` = 1.96 gives 95 %."""
     share = successes / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)

@@ -32,7 +32,7 @@ from align.models.lmm import (
     lora_config,
     move,
 )
-from align.pairs import Pair, hold_out, pairs_of, wilson
+from align.pairs import Pair, Share, hold_out, pairs_of
 from align.render import IGNORE, Renderer
 from align.sft import Pictures, check_cacheable, keep_features
 from align.sft_trainer import ByLength
@@ -261,12 +261,12 @@ def heldout(lmm: Lmm, collate: PairCollator, settings: DpoSettings) -> dict[str,
     """
     chosen, rejected = log_ratios(lmm, collate, settings.batch_size)
     margin = settings.beta * (chosen - rejected)
-    right = float((margin > 0).sum()) + 0.5 * float((margin == 0).sum())
-    low, high = wilson(right, len(margin))
+    right = ((margin > 0) + 0.5 * (margin == 0)).double().numpy()
+    share = Share.of(right, [pair.cluster for pair in collate.pairs.pairs])
     return {
-        "heldout/accuracy": right / len(margin),
-        "heldout/low": low,
-        "heldout/high": high,
+        "heldout/accuracy": share.value,
+        "heldout/low": share.low,
+        "heldout/high": share.high,
         "heldout/margin": float(margin.mean()),
         "heldout/n": len(margin),
     }

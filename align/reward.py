@@ -399,6 +399,7 @@ def report_pairs(
         [known[p.id, p.rejected] for p in ordered],
         [_tokens(model, p.chosen) for p in ordered],
         [_tokens(model, p.rejected) for p in ordered],
+        [p.cluster for p in ordered],
     )
 
 

@@ -71,7 +71,8 @@ def page_of(
     )
     footer = (
         f"Data: {found['data']}; seed {found['seed']}.\n"
-        "Intervals: 95 % bootstrap over pictures; Wilson's for agreement with choices.\n"
+        "Intervals: 95 % bootstrap over pictures; for agreement with choices Wilson's, of as many "
+        "pairs as would tell the same if no two were of one picture.\n"
         "Every score of every response stands in audit.jsonl."
     )
     return Page("Reward model audit", sections, subtitle, footer=footer)

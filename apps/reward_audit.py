@@ -240,8 +240,9 @@ def agreement(
         return [scored[pair.id, getattr(pair, of)][key] for pair in pairs]
 
     lengths = column("tokens", "chosen"), column("tokens", "rejected")
-    bins = by_length(column("score", "chosen"), column("score", "rejected"), *lengths)
-    shorter = by_length([-float(n) for n in lengths[0]], [-float(n) for n in lengths[1]], *lengths)["all"]
+    clusters = [pair.cluster for pair in pairs]
+    bins = by_length(column("score", "chosen"), column("score", "rejected"), *lengths, clusters)
+    shorter = by_length(*([-n for n in side] for side in lengths), *lengths, clusters)["all"]
     told = {name: _plain(asdict(share)) for name, share in bins.items()}
     return {
         "target": target, **told, "shorter_is_better": _plain(asdict(shorter)),

@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.pairs import check_facts, hold_out, pairs_of, picture_source, report, wilson
+from align.pairs import (
+    Share,
+    by_length,
+    check_facts,
+    hold_out,
+    independent,
+    pairs_of,
+    picture_source,
+    report,
+    wilson,
+)
 from data.jsonl import DataError
 from data.schema import Facts, Image, Message, Preference, Response
 
@@ -137,6 +147,34 @@ def test_report_without_variation():
     assert math.isnan(found.equal_length_accuracy)
     with pytest.raises(ValueError, match="no pairs"):
         report([], [], [], [])
+
+
+def test_repeats_do_not_count_as_independent():
+    """Five annotators of each of 100 pictures' pairs tell as much as one, if they agree."""
+    once = np.arange(100) % 10 < 7
+    margins, pictures = np.repeat(2.0 * once - 1, 5), np.repeat(np.arange(100), 5).tolist()
+    tokens = [9] * 500
+    alone = report(margins.tolist(), [0.0] * 500, tokens, tokens)
+    found = report(margins.tolist(), [0.0] * 500, tokens, tokens, pictures)
+    assert (alone.low, alone.high) == pytest.approx(wilson(350, 500))
+    assert (found.low, found.high) == pytest.approx(wilson(70, 100))
+    assert (found.accuracy, found.n) == (pytest.approx(0.7), 500)
+    bins = by_length(margins.tolist(), [0.0] * 500, tokens, tokens, pictures)
+    assert bins["all"] == bins["equal"] == Share(found.accuracy, found.low, found.high, 500)
+
+
+def test_how_many_are_independent():
+    right = np.array([1, 0, 1, 1, 0, 1, 0, 1])
+    assert independent(right) == independent(right, list("abcdefgh")) == 8
+    # two and two of four pictures: sums less their share (5/8 of 2) are −¼, ¾, −¼, −¼
+    assert independent(right, list("aabbccdd")) == 8  # spread more evenly than chance would have it
+    right = np.array([1, 1, 1, 1, 0, 0, 0, 1])
+    # sums less their share: ¾, ¾, −5/4, −¼; their squares over 8 · 5/8 · 3/8
+    effect = (9 / 16 + 9 / 16 + 25 / 16 + 1 / 16) / (15 / 8)
+    assert independent(right, list("aabbccdd")) == pytest.approx(8 / effect)
+    # of one picture, or all alike: the pictures count
+    assert independent(right, ["a"] * 8) == 1
+    assert independent(np.ones(8), list("aabbccdd")) == independent(np.zeros(8), list("aabbccdd")) == 4
 
 
 @pytest.mark.parametrize(("right", "n"), [(15, 50), (325, 500), (1, 7)])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image as PilImage
@@ -17,7 +19,7 @@ from align.cards import reward_card
 from align.checkpoint import load_tensors, save_tensors
 from align.config import LoraSettings, ModelSettings, PpoSettings, RewardSettings
 from align.models.tiny import build_tiny_llava
-from align.pairs import Pair, Share, by_length, label_agreement, pairs_of
+from align.pairs import Pair, Share, by_length, label_agreement, pairs_of, wilson
 from align.ppo import run as run_ppo
 from align.render import REWARD_TEMPLATE
 from align.reward_model import RewardError, RewardInfo, RewardModel, read_info
@@ -216,7 +218,7 @@ def test_annotators_agreement_by_hand() -> None:
         pair("c", "x", "y"), pair("c", "y", "x"), pair("c", "y", "x"),
         pair("d", "x", "y"), pair("a", "x", "z"),
     ]  # fmt: skip
-    assert label_agreement(pairs) == Share.of(1 + 0 + 1 / 3, 3)
+    assert label_agreement(pairs) == Share.of(np.array([1, 0, 1 / 3]))
     assert label_agreement(pairs[-2:]) is None
     # one annotator's record that holds a text twice is one comparison
     doubled = Preference(
@@ -226,10 +228,27 @@ def test_annotators_agreement_by_hand() -> None:
     assert len(found) == 1 and skipped["identical"] == 1 and label_agreement(found) is None
 
 
+def test_annotators_of_one_picture_are_no_independent_ones() -> None:
+    """Two pairs with two annotators each on every one of ten pictures, alike on both or on neither."""
+    pairs = [
+        replace(pair(f"{i}-{j}", "x", "y"), image=Image(id=f"{i}-{j}", path=f"{i}.png"))
+        for i in range(10)
+        for j in range(2)
+    ]
+    other = [replace(p, chosen="y", rejected="x") if int(p.id[0]) < 4 else p for p in pairs]
+    found = label_agreement([*pairs, *other])
+    assert found is not None and found.n == 20
+    assert (found.value, found.low, found.high) == pytest.approx((0.6, *wilson(6, 10)))
+
+
 def test_agreement_by_length_by_hand() -> None:
     found = by_length([1, 0, 2, 1, 5], [0, 1, 2, 3, 4], [5, 5, 9, 3, 30], [9, 8, 7, 4, 4])
     # shorter by 4 and 3: right, wrong; within two tokens: an equal score, wrong; longer by 26: right
     expected = {"all": (2.5, 5), "shorter": (1, 2), "equal": (0.5, 2), "longer": (1, 1)}
-    assert found == {name: Share.of(*counts) for name, counts in expected.items()}
+    for name, (right, n) in expected.items():
+        share = found[name]
+        assert (share.value, share.low, share.high, share.n) == pytest.approx(
+            (right / n, *wilson(right, n), n)
+        )
     assert found["shorter"].low == pytest.approx(0.0945, abs=1e-4)
     assert by_length([1], [0], [5], [5])["longer"].n == 0
