@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 from align.config import ModelSettings, PpoSettings, RewardSettings
-from align.pairs import Share
+from align.pairs import Share, ceiling
 from align.reward_model import RewardInfo
 
 #: how often human labelers agree with each other (thesis, appendix H)
@@ -66,25 +66,27 @@ def _fenced(text: str) -> list[str]:
 
 def _agreement(found: dict[str, float | int | None] | None, labelers: Share | None) -> list[str]:
     if labelers is None:
-        ceiling = (
+        humans = (
             f"- Human labelers agree with each other on {100 * LABELERS:.0f} % of pairs "
-            "(thesis, appendix H). 63 to 67 % is normal for a good reward model, 50 % is chance."
+            "(thesis, appendix H). No scores can be expected to agree with one labeler on more than "
+            f"{100 * ceiling(LABELERS):.0f} %; 63 to 67 % is normal for a good reward model, 50 % is chance."
         )
     else:
-        ceiling = (
+        humans = (
             f"- Two annotators of these pairs agree on {_share(labelers.value)} (95 % interval "
-            f"{_share(labelers.low)} to {_share(labelers.high)}, {labelers.n} pairs): "
-            "more than that is hardly to be had. 50 % is chance."
+            f"{_share(labelers.low)} to {_share(labelers.high)}, {labelers.n} pairs). "
+            "No scores can then be expected to agree with one annotator on more than "
+            f"{_share(ceiling(labelers.value))}; 50 % is chance."
         )
     if found is None:
-        return ["No pairs were held out: how well it agrees with choices is unknown.", "", ceiling]
+        return ["No pairs were held out: how well it agrees with choices is unknown.", "", humans]
     lines = [
         f"**{_share(found['accuracy'])}** of {found['n']} pairs "
         f"(95 % interval {_share(found['low'])} to {_share(found['high'])}).",
         "This is the best of the evaluations during training, so slightly optimistic. "
         "The interval allows for pairs of one picture, which are not independent.",
         "",
-        ceiling,
+        humans,
         f"- Pairs of equal length (within 2 tokens): {_share(found['equal_length_accuracy'])} "
         f"of {found['equal_length_n']}.",
         f'- "The shorter response is better", alone: {_share(found["shorter_accuracy"])}.',

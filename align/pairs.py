@@ -260,8 +260,7 @@ def label_agreement(pairs: Sequence[Pair]) -> Share | None:
     """How often two annotators of one pair choose alike, where a pair has several; None where none has.
 
     A pair's annotators are its repeats: one id, the same two responses. Each pair counts once, with the share
-    of its annotators' comparisons that agree. What agrees with one annotator's choices more often than
-    another annotator does has learned that annotator's slips.
+    of its annotators' comparisons that agree. It is no limit to what scores can reach: see :func:`ceiling`.
     """
     choices: dict[tuple[str, str, frozenset[str]], Counter[str]] = {}
     for pair in pairs:
@@ -272,6 +271,17 @@ def label_agreement(pairs: Sequence[Pair]) -> Share | None:
         return None
     alike = [sum(map(_twos, counts.values())) / _twos(counts.total()) for counts in several.values()]
     return Share.of(np.array(alike), [picture for picture, _, _ in several])
+
+
+def ceiling(agreement: float) -> float:
+    """The share of one annotator's choices that no scores can be expected to exceed.
+
+    Where annotators choose one response of a pair with probability p, independently, two agree with p² +
+    (1 − p)², and the best scores agree with one of them with max(p, 1 − p). With d = 2p − 1 the means are
+    A = (1 + E d²)/2 and (1 + E|d|)/2, and by Jensen E|d| <= √(E d²) = √(2A − 1). All pairs equally hard reach
+    it; pairs on which all agree, or none, reach A.
+    """
+    return (1 + math.sqrt(max(0.0, 2 * agreement - 1))) / 2
 
 
 def _twos(n: int) -> int:

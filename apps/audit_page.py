@@ -136,11 +136,13 @@ def labelers_note(found: Found) -> str:
     """Where the labelers' agreement is from."""
     of = found["agreement"]["labelers"]
     share = format_number(of["value"], 2)
-    if of["source"] == "measured":
-        return f"Labelers: two annotators of the {of['n']} pairs that have several agree on {share}."
-    if of["source"] == "thesis":
-        return f"Labelers: two human labelers agree on {share} (thesis, appendix H)."
-    return f"Labelers: {share}, by the settings."
+    told = {
+        "measured": f"two annotators of the {of['n']} pairs that have several agree on {share}",
+        "thesis": f"two human labelers agree on {share} (thesis, appendix H)",
+        "settings": f"{share}, by the settings",
+    }[of["source"]]
+    most = format_number(of["at_most"], 2)
+    return f"Labelers: {told}; no scores can be expected to agree with one of them on more than {most}."
 
 
 def changes_table(found: Found) -> Table:

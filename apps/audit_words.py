@@ -14,6 +14,8 @@ from evals.report import format_number
 
 #: a mean shift below this share of the spread is nothing to speak of
 NOTHING = 0.05
+#: agreement with choices so far below the labelers' own is as good
+NEAR = 0.02
 #: the difference of false and true sentences, in ``contrasts``
 LESS = "false less true"
 TWICE = said_times(2)
@@ -46,14 +48,23 @@ def _agreement(found: Found) -> Finding | None:
     own, labelers = found["agreement"]["all"], found["agreement"]["labelers"]
     of = {"measured": "two annotators of these pairs", "thesis": "human labelers (thesis)",
           "settings": "labelers"}[labelers["source"]]  # fmt: skip
-    best = f"{of} agree on {100 * labelers['value']:.0f} %"
-    told = f"Agrees with {_percent(own)} of {own['n']} choices; {best}."
+    told = (
+        f"Agrees with {_percent(own)} of {own['n']} choices; {of} agree on {_percent(labelers)}, "
+        f"with which no scores can be expected to reach more than {100 * labelers['at_most']:.0f} %."
+    )
+    # a share that is given has no interval
+    low, high = (labelers["value"] if labelers[end] is None else labelers[end] for end in ("low", "high"))
+    if own["high"] < 0.5:
+        return Finding("choices", "bad", f"{told} Worse than chance.")
     if own["low"] <= 0.5:
-        kind: Literal["bad", "unclear"] = "bad" if own["high"] < labelers["value"] else "unclear"
+        kind: Literal["bad", "unclear"] = "bad" if own["high"] < low else "unclear"
         return Finding("choices", kind, f"{told} That is not told apart from chance.")
-    if own["high"] < labelers["value"]:
-        return Finding("choices", "good", f"{told} Better than chance, short of what labelers reach.")
-    return Finding("choices", "good", f"{told} About as well as can be had.")
+    if own["low"] >= high - NEAR:
+        return Finding("choices", "good", f"{told} As good as a second labeler.")
+    if own["high"] < low:
+        return Finding("choices", "good", f"{told} Better than chance, short of a second labeler.")
+    text = "Better than chance; whether as good as a second labeler, these pairs do not tell."
+    return Finding("choices", "good", f"{told} {text}")
 
 
 def _image(found: Found) -> Finding | None:

@@ -32,7 +32,7 @@ from align.config import DataSettings, ModelSettings, RewardAuditSettings, Rewar
 from align.launch import one_process
 from align.models.lmm import check_model
 from align.padding import Padding, of_captions, of_scene
-from align.pairs import Pair, by_length, check_facts, hold_out, label_agreement, pairs_of
+from align.pairs import Pair, by_length, ceiling, check_facts, hold_out, label_agreement, pairs_of
 from align.reward import read_preferences
 from align.reward_model import RewardInfo, RewardModel, find_reward, read_info
 from apps.audit_page import markdown_of, page_of
@@ -251,14 +251,15 @@ def agreement(
 
 
 def labelers_of(settings: RewardAuditSettings, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """How often two labelers choose alike, and where that is from."""
-    nothing = {"low": None, "high": None, "n": 0}
-    if settings.label_agreement is not None:
-        return {"value": settings.label_agreement, **nothing, "source": "settings"}
+    """How often two labelers choose alike, where that is from, and what no scores can exceed by it."""
     measured = label_agreement(pairs)
-    if measured is None:
-        return {"value": LABELERS, **nothing, "source": "thesis"}
-    return _plain(asdict(measured)) | {"source": "measured"}
+    if settings.label_agreement is not None:
+        known: dict[str, Any] = {"value": settings.label_agreement, "source": "settings"}
+    elif measured is None:
+        known = {"value": LABELERS, "source": "thesis"}
+    else:
+        known = asdict(measured) | {"source": "measured"}
+    return {"low": None, "high": None, "n": 0} | known | {"at_most": ceiling(known["value"])}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

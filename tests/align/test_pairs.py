@@ -9,6 +9,7 @@ import pytest
 from align.pairs import (
     Share,
     by_length,
+    ceiling,
     check_facts,
     hold_out,
     independent,
@@ -161,6 +162,18 @@ def test_repeats_do_not_count_as_independent():
     assert (found.accuracy, found.n) == (pytest.approx(0.7), 500)
     bins = by_length(margins.tolist(), [0.0] * 500, tokens, tokens, pictures)
     assert bins["all"] == bins["equal"] == Share(found.accuracy, found.low, found.high, 500)
+
+
+def test_what_scores_can_reach_at_most():
+    assert ceiling(0.69) == pytest.approx(0.8082, abs=1e-4)
+    assert (ceiling(1), ceiling(0.5), ceiling(0.4)) == (1, 0.5, 0.5)
+    rng = np.random.default_rng(0)
+    for few in range(1, 6):
+        p = rng.random(few)
+        agreement, best = float((p**2 + (1 - p) ** 2).mean()), float(np.maximum(p, 1 - p).mean())
+        # more than the annotators' own agreement is to be had, and the bound is met where all are alike
+        assert agreement < best <= ceiling(agreement) + 1e-12
+        assert (best == pytest.approx(ceiling(agreement))) is (few == 1)
 
 
 def test_how_many_are_independent():

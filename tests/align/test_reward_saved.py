@@ -191,6 +191,11 @@ def test_the_card_shows_the_text_and_the_annotators_agreement(trained: Path) -> 
     assert "captions (at most 5)" in card
     # four of the six pairs with two annotators
     assert "Two annotators of these pairs agree on 66.7% (95 % interval 30.0% to 90.3%, 6 pairs)" in card
+    # (1 + √⅓)/2
+    assert (
+        "No scores can then be expected to agree with one annotator on more than 78.9%; 50 % is chance."
+        in card
+    )
     assert "69 %" not in card
 
 
@@ -201,6 +206,7 @@ def test_the_card_of_a_plain_model() -> None:
     assert "\n````text\nIs ```this``` right?\n````\n" in card
     assert "It reads no facts." in card and "once more" not in card
     assert "unknown.\n\n- Human labelers agree with each other on 69 % of pairs" in card
+    assert "agree with one labeler on more than 81 %; 63 to 67 % is normal" in card
 
 
 # --- agreement ---

@@ -150,8 +150,11 @@ def test_responses_without_choices(trained: Path, world: Path, tmp_path: Path) -
 def test_the_labelers_agreement_may_be_given(trained: Path, tmp_path: Path) -> None:
     assert audit(trained, tmp_path / "run", "label_agreement=0.8") == 0
     found = read_json(tmp_path / "run/audit.json")
-    assert "; labelers agree on 80 %." in found["findings"][0]["text"]
-    assert "Labelers: 0.80, by the settings." in (tmp_path / "run/audit.md").read_text("utf-8")
+    assert "; labelers agree on 80 %, with" in found["findings"][0]["text"]
+    markdown = (tmp_path / "run/audit.md").read_text("utf-8")
+    # (1 + √0.6)/2
+    assert "Labelers: 0.80, by the settings; no scores can be expected to agree with one of" in markdown
+    assert "of them on more than 0.89." in markdown
 
 
 def test_killed_and_resumed_it_ends_with_the_same_files(
@@ -295,7 +298,8 @@ def found_with(**changes: Any) -> dict[str, Any]:
         "length": {"correlation": figure(0.0), "within": figure(0.2), "tokens": 20.0},
         "agreement": {"target": "preferred", "all": share, "shorter": share, "equal": share, "longer": share,
                       "shorter_is_better": share,
-                      "labelers": {"value": 0.69, "low": None, "high": None, "n": 0, "source": "thesis"}},
+                      "labelers": {"value": 0.69, "low": None, "high": None, "n": 0, "source": "thesis",
+                                   "at_most": 0.81}},
     }  # fmt: skip
     return found | changes
 
@@ -311,8 +315,9 @@ def test_a_sound_model_in_words() -> None:
         "good",
     )
     assert only(found, "choices").text == (
-        "Agrees with 66 % [60, 72] of 400 choices; human labelers (thesis) agree on 69 %. "
-        "About as well as can be had."
+        "Agrees with 66 % [60, 72] of 400 choices; human labelers (thesis) agree on 69 %, "
+        "with which no scores can be expected to reach more than 81 %. "
+        "Better than chance; whether as good as a second labeler, these pairs do not tell."
     )
     assert only(found, "image").text == (
         "Looks at the image: another record's image moves the score by −0.50 spreads [−0.60, −0.40] "
@@ -325,6 +330,7 @@ def test_a_sound_model_in_words() -> None:
     ("path", "value", "subject", "kind", "begins"),
     [
         (("agreement", "all"), figure(0.55, 0.45, 0.65), "choices", "bad", "Agrees with 55 %"),
+        (("agreement", "all"), figure(0.4, 0.35, 0.45), "choices", "bad", "Agrees with 40 %"),
         (("agreement", "all"), figure(0.62, 0.48, 0.75), "choices", "unclear", "Agrees with 62 %"),
         (("agreement", "longer"), figure(0.8, 0.75, 0.85), "lean", "bad", "Leans on length"),
         (("agreement", "shorter"), figure(0.8, 0.75, 0.85), "lean", "bad", "Leans on shortness"),
@@ -353,6 +359,39 @@ def test_what_is_amiss_is_said(
     assert finding.kind == kind and finding.text.startswith(begins)
     others = [v for v in findings_of(found) if v.subject != subject]
     assert {v.kind for v in others} <= {"good", "unclear"}
+
+
+THESIS = (0.69, None, None)
+
+
+@pytest.mark.parametrize(
+    ("own", "labelers", "told"),
+    [
+        ((0.62, 0.52, 0.71), THESIS, "whether as good as a second labeler, these pairs do not tell."),
+        ((0.58, 0.54, 0.62), THESIS, "Better than chance, short of a second labeler."),
+        ((0.7, 0.66, 0.74), THESIS, "whether as good as a second labeler, these pairs do not tell."),
+        ((0.71, 0.68, 0.74), THESIS, "As good as a second labeler."),
+        ((0.79, 0.75, 0.83), THESIS, "As good as a second labeler."),
+        # four pairs with several annotators tell nothing of how they agree
+        (
+            (0.62, 0.58, 0.66),
+            (0.5, 0.15, 0.85),
+            "whether as good as a second labeler, these pairs do not tell.",
+        ),
+        (
+            (0.71, 0.68, 0.74),
+            (0.69, 0.61, 0.76),
+            "whether as good as a second labeler, these pairs do not tell.",
+        ),
+        ((0.4, 0.36, 0.44), THESIS, "Worse than chance."),
+    ],
+)
+def test_a_wide_interval_earns_no_praise(own: Any, labelers: Any, told: str) -> None:
+    """62 of 100 reach from 52 to 71 %, which says little of whether a second labeler agrees more often."""
+    found = found_with()
+    found["agreement"]["all"] = figure(*own)
+    found["agreement"]["labelers"] |= dict(zip(("value", "low", "high"), labelers))
+    assert only(found, "choices").text.endswith(told)
 
 
 def test_a_liking_for_repetition_is_none_for_length() -> None:
