@@ -251,6 +251,9 @@ def _run_resolved(args: argparse.Namespace, settings: Any) -> int:
         # Before torch is imported: it reads the number once.
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     result = run_stage(args.stage, settings)
+    if int(os.environ.get("RANK") or 0):
+        # one of several processes: the first one tells
+        return 0
     if settings.dry_run:
         print("dry run: settings and data are fine; nothing was computed")
         for key, name in _hub_ids(settings):

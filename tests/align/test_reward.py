@@ -42,7 +42,7 @@ COLOURS = ("red", "green", "blue", "yellow")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, four one-colour images, and preferences for answers that name a cat over a dog."""
+    """A base, one-colour images, and preferences for answers that name a cat over a dog."""
     root = tmp_path_factory.mktemp("world")
     build_tiny_llava(root / "base")
     (root / "images").mkdir()
@@ -51,12 +51,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = []
     for i in range(48):
         colour = COLOURS[i % 4]
+        # each pair's picture is its own: pairs of one picture are held out together, and tell less
+        (root / "images" / f"{colour}-{i}.png").write_bytes((root / "images" / f"{colour}.png").read_bytes())
         texts = [f"A cat and {i} cups.", f"A dog and {i} cups."]
         best = i % 2
         records.append(
             Preference(
                 id=f"p{i}",
-                image=Image(id=f"{colour}-{i % 12}", path=f"{colour}.png"),
+                image=Image(id=f"{colour}-{i % 12}", path=f"{colour}-{i}.png"),
                 messages=[Message(role="user", content="What is in the image?")],
                 responses=[Response(text=t) for t in (texts if best == 0 else texts[::-1])],
                 choices={"hallucination": best},

@@ -342,7 +342,7 @@ def test_rounds_wait_for_people(recipe: Recipe, tmp_path: Path, capsys: pytest.C
         ("prompts.per_round=7", "12 prompts are too few for 2 rounds of 7"),
         ("rounds=13", "12 prompts are too few for 13 rounds"),
         ("ppo.generate.temperature=0", "generate.temperature is 0; PPO samples"),
-        ("ppo.minibatch=99", "minibatch 99 exceeds rollouts 4"),
+        ("ppo.minibatch=99", "rollouts 4 is no multiple of minibatch 99"),
         ("sample.generate.temperature=0", "all responses would be the same; use 0.7"),
         ("sample.responses=3", "sample.responses is 3, and simulated labelers compare two"),
         ("reward.holdout=4", "holdout 4 is more than half of the 6 pairs that a round can have"),
