@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from PIL import Image as PILImage
 
 from align.config import FactKind, RewardAuditSettings
-from align.padding import Padding, padded
+from align.padding import Padding, padded, without
 from align.pairs import picture_source
 from align.pictures import encode_pictures, open_pictures
 from align.render import ImageInput
@@ -26,7 +26,9 @@ from data.jsonl import DataError
 from data.schema import Facts, Image, Message, Preference
 
 BLANK, IMAGE, FACTS, CONTEXT = "blank image", "other image", "other facts", "other context"
-TRUE, FALSE, SWAPPED = "true sentence", "false sentence", "other response"
+TRUE, FALSE = "true sentence", "false sentence"
+#: another record's response, to the same question or to another
+SWAPPED, ELSEWHERE = "other response", "other question's response"
 #: what a grey picture is made of
 GREY = (128, 128, 128)
 #: a sentence ends at these, and the next begins behind a space
@@ -47,6 +49,11 @@ class Subject:
     def picture(self) -> str | None:
         """Where its picture comes from (``align.pairs.picture_source``)."""
         return picture_source(self.image)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What was said until now; of two that are equal, a response to one is one to the other."""
+        return tuple(message.content for message in self.messages)
 
 
 class Scorer(Protocol):
@@ -116,13 +123,13 @@ def donors(subjects: Sequence[Subject], seed: int) -> dict[str, Subject]:
     picture have none; nor has any where all show one picture.
     """
     pictured = [subject for subject in subjects if subject.image is not None]
-    same: dict[str, list[Subject]] = {}
+    same: dict[tuple[str, ...], list[Subject]] = {}
     for subject in pictured:
-        same.setdefault(subject.messages[-1].content, []).append(subject)
+        same.setdefault(subject.asked, []).append(subject)
     found: dict[str, Subject] = {}
     for subject in pictured:
         rng = random.Random(step_seed(seed, "audit/donor", subject.id))
-        for pool in (same[subject.messages[-1].content], pictured):
+        for pool in (same[subject.asked], pictured):
             start = rng.randrange(len(pool))
             turned = (pool[(start + i) % len(pool)] for i in range(len(pool)))
             other = next((o for o in turned if o.picture != subject.picture), None)
@@ -159,9 +166,12 @@ def measure(
 
     ``id`` and ``response`` (its index) name it; ``text``, ``image`` (its id), ``picture`` (where it is from),
     ``score``, ``tokens``; ``donor`` is the record that lent picture, facts and response, ``same_question``
-    whether it was asked the same; ``changes`` maps a change's name to its ``score`` and ``tokens`` (and the
-    ``added`` sentences); ``orders`` are the scores with the facts in further orders. A change that a response
-    does not admit is not there.
+    whether it was asked the same; ``changes`` maps a change's name to its ``score`` and ``tokens``;
+    ``orders`` are the scores with the facts in further orders. A change that a response does not admit is
+    not there.
+
+    Sentences that are ``added`` are not among the facts that the model is shown; where some had to be taken
+    away, ``against`` is the score of the response as it is with those that are left.
 
     Raises:
         DataError: a picture that cannot be read, or facts that the model reads and a record lacks.
@@ -178,13 +188,18 @@ def measure(
             changes.append(list(_changes(item, subject, other, index, shown, scorer, settings, source)))
             rows.append(_row(subject, index, other, scorer))
     asked = [change.item for some in changes for change in some]
-    scores = iter(scorer.score([*plain, *asked], f"eval/{settings.seed}"))
+    # true and false sentences of one response share theirs
+    bases = {id(c.base): c.base for some in changes for c in some if c.base is not None}
+    scored = scorer.score([*plain, *asked, *bases.values()], f"eval/{settings.seed}")
+    scores, against = iter(scored), dict(zip(bases, scored[len(plain) + len(asked) :]))
     seeds = [f"order/{settings.seed}/{k}" for k in range(settings.fact_orders)] if scorer.reads else []
     for row in rows:
         row["score"] = next(scores)
     for row, some in zip(rows, changes):
         row["changes"] = {
-            change.name: {"score": next(scores), "tokens": scorer.tokens(change.item.response)} | change.more
+            change.name: {"score": next(scores), "tokens": scorer.tokens(change.item.response)}
+            | ({} if change.base is None else {"against": against[id(change.base)]})
+            | change.more
             for change in some
         }
     orders = [scorer.score(plain, seed) for seed in seeds]
@@ -229,6 +244,8 @@ class Change:
     item: ScoreItem
     #: what else its row says
     more: dict[str, Any]
+    #: what it is compared with, where that is not the response as it was
+    base: ScoreItem | None = None
 
 
 def _changes(
@@ -255,12 +272,15 @@ def _changes(
             yield change(CONTEXT, image=shown.own(other), facts=other.facts)
         swapped = other.responses[index % len(other.responses)]
         if swapped != plain.response:
-            yield change(SWAPPED, response=swapped)
+            yield change(SWAPPED if other.asked == subject.asked else ELSEWHERE, response=swapped)
     rng = random.Random(step_seed(settings.seed, "audit/padding", subject.id, index))
     padding = source(subject, other, plain.response, rng, settings.sentences)
-    if padding is not None:
+    if padding is not None and (unshown := _unshown(subject.facts, padding, scorer.reads)) is not None:
+        padding, facts = unshown
+        base = replace(plain, facts=facts) if facts != subject.facts else None
         for name, added in ((TRUE, padding.true), (FALSE, padding.false)):
-            yield change(name, {"added": list(added)}, response=padded(plain.response, added))
+            longer = padded(plain.response, added)
+            yield Change(name, replace(base or plain, response=longer), {"added": list(added)}, base)
     sentences = sentences_of(plain.response)
     for count in dict.fromkeys(settings.first_sentences):
         if len(sentences) > count:
@@ -269,8 +289,20 @@ def _changes(
         yield change(said_times(count), response=padded(plain.response, (plain.response,) * (count - 1)))
 
 
+def _unshown(facts: Facts, padding: Padding, reads: Sequence[FactKind]) -> tuple[Padding, Facts] | None:
+    """As many sentences as leave the model facts to read, and the facts without the true ones, or None."""
+    if not reads:
+        return padding, facts
+    for count in range(len(padding.true), 0, -1):
+        true, left = padding.true[:count], without(facts, padding.true[:count])
+        if any(getattr(left, kind) for kind in reads):
+            alike = all(getattr(left, kind) == getattr(facts, kind) for kind in reads)
+            return Padding(true, padding.false[:count]), facts if alike else left
+    return None
+
+
 def _row(subject: Subject, index: int, other: Subject | None, scorer: Scorer) -> dict[str, Any]:
-    same = None if other is None else other.messages[-1].content == subject.messages[-1].content
+    same = None if other is None else other.asked == subject.asked
     image = None if subject.image is None else subject.image.id
     text = subject.responses[index]
     return {

@@ -1,8 +1,13 @@
-"""Sentences to add to a response, true of its picture or false, in pairs that are alike but for that."""
+"""Sentences to add to a response, true of its picture or false, in pairs that are alike but for that.
+
+Who is shown a true sentence among the facts need only compare texts: :func:`without` takes it away.
+"""
 
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from data.schema import Facts
@@ -47,8 +52,8 @@ def of_captions(own: Facts, other: Facts, response: str, rng: random.Random, cou
 
     Another picture's caption may happen to be true of this one. None where either has no such caption.
     """
-    true = _untold(own, response, rng)
-    false = [text for text in _untold(other, response, rng) if text not in own.captions]
+    true, known = _untold(own, response, rng), {_words(text) for text in own.captions}
+    false = [text for text in _untold(other, response, rng) if _words(text) not in known]
     count = min(count, len(true), len(false))
     return Padding(tuple(true[:count]), tuple(false[:count])) if count else None
 
@@ -57,6 +62,22 @@ def _untold(facts: Facts, response: str, rng: random.Random) -> list[str]:
     captions = [text for text in dict.fromkeys(facts.captions) if text not in response]
     rng.shuffle(captions)
     return captions
+
+
+def without(facts: Facts, sentences: Sequence[str]) -> Facts:
+    """The facts but for the texts that hold the words of one of ``sentences``."""
+    gone = [words for text in sentences if (words := _words(text)).strip()]
+
+    def kept(texts: list[str]) -> list[str]:
+        return [text for text in texts if not any(words in _words(text) for words in gone)]
+
+    texts = {kind: kept(getattr(facts, kind)) for kind in ("captions", "rationales", "knowledge")}
+    return facts.model_copy(update=texts)
+
+
+def _words(text: str) -> str:
+    """Its words in small letters, each between spaces."""
+    return " ".join(["", *re.findall(r"[^\W_]+", text.casefold()), ""])
 
 
 def padded(response: str, sentences: tuple[str, ...]) -> str:

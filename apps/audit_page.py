@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from align.audit import BLANK, CONTEXT, FACTS, FALSE, IMAGE, SWAPPED, TRUE, Subject
+from align.audit import BLANK, CONTEXT, ELSEWHERE, FACTS, FALSE, IMAGE, SWAPPED, TRUE, Subject
 from align.padding import padded
 from apps.audit_words import LESS, NOTHING, findings_of
 from data.thumbnail import thumbnail
-from evals.audit import MOVED
+from evals.audit import MOVED, unchanged
 from evals.metrics import Interval, interval_from
 from evals.report import (
     Answer,
@@ -34,7 +34,8 @@ DONE = {
     IMAGE: "another record's image, the facts its own",
     FACTS: "another record's facts, the image its own",
     CONTEXT: "another record's image and facts",
-    SWAPPED: "another record's response, image and facts its own",
+    SWAPPED: "another record's response to the same question, image and facts its own",
+    ELSEWHERE: "another record's response to another question, which its topic may give away",
     TRUE: "true sentences added at the end",
     FALSE: "the same sentences, but false",
 }
@@ -44,6 +45,8 @@ SOURCES = {
     "captions": "Sentences that are added are captions of the image, and captions of another image, which "
     "may happen to be true of this one; the two may differ in length.",
 }
+#: of a model that reads facts
+UNSHOWN = " A fact with the words of a true sentence is not shown, nor for the score that the shift is from."
 Found = Mapping[str, Any]
 
 
@@ -159,6 +162,7 @@ def changes_table(found: Found) -> Table:
         f"{told[:1].upper()}{told[1:]}. {LESS[:1].upper()}{LESS[1:]}: the difference of the two, response by "
         f"response. Falls and rises: shares of the responses whose score moves by more than {MOVED} spreads. "
         f"Size: mean of the shift without its sign. Tokens: mean change in length. {SOURCES[found['source']]}"
+        f"{UNSHOWN if found['facts'] else ''}"
     )
     return Table("Every change", columns, rows, note, digits=2)
 
@@ -210,7 +214,7 @@ def gallery(
     """The responses whose score a false sentence raised most (or lowered least), one a picture."""
     by_id = {subject.id: subject for subject in subjects}
     added = [row for row in rows if FALSE in row["changes"]]
-    added.sort(key=lambda row: (row["score"] - row["changes"][FALSE]["score"], row["id"], row["response"]))
+    added.sort(key=lambda row: (-_moved(row, FALSE), row["id"], row["response"]))
     worst: dict[str, Mapping[str, Any]] = {}
     for row in added:
         worst.setdefault(row["picture"] or row["id"], row)
@@ -232,11 +236,15 @@ def gallery(
     return Gallery("Where a false sentence paid most", items, note)
 
 
+def _moved(row: Mapping[str, Any], name: str) -> float:
+    return float(row["changes"][name]["score"]) - unchanged(row, name)
+
+
 def _answer(row: Mapping[str, Any], name: str, spread: float) -> Answer:
     change = row["changes"][name]
     text = padded(row["text"], tuple(change["added"]))
     start = len(text) - len(" ".join(change["added"]))
-    moved = (change["score"] - row["score"]) / spread
+    moved = _moved(row, name) / spread
     sign = "+" if moved > 0 else ""
     told = f"score {format_number(change['score'], 2)} ({sign}{format_number(moved, 2)} spreads)"
     return Answer(text, [(start, len(text))] if name == FALSE else (), told)

@@ -169,8 +169,8 @@ def _response(found: Found) -> Finding | None:
     if swapped is None:
         return None
     told = (
-        f"the response to another image is scored lower for {_percent(swapped['falls'])} "
-        f"({_shift(swapped['relative'])})"
+        "the response to the same question of another image is scored lower for "
+        f"{_percent(swapped['falls'])} ({_shift(swapped['relative'])})"
     )
     if swapped["relative"]["high"] < 0:
         return Finding("response", "good", f"Knows which response belongs here: {told}.")

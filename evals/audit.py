@@ -1,8 +1,9 @@
 """What a reward model's scores depend on: the rows of an audit summed up, with intervals.
 
 A row is one response with its unchanged ``score`` and its scores under ``changes`` (``align.audit.measure``
-writes them). Intervals are 95 % bootstraps over pictures: responses to one picture are not independent. The
-spread is the standard deviation of all unchanged scores; it is drawn anew with every resample.
+writes them), each compared with the unchanged one, or with its own ``against``. Intervals are
+95 % bootstraps over pictures: responses to one picture are not independent. The spread is the standard
+deviation of all unchanged scores; it is drawn anew with every resample.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ from evals.metrics import Floats, Interval, Statistic, bootstraps, divide, ratio
 MOVED = 0.01
 
 Row = Mapping[str, Any]
+
+
+def unchanged(row: Row, name: str) -> float:
+    """The score that the row's change ``name`` is compared with; NaN where the row has no such change."""
+    change = row["changes"].get(name)
+    return math.nan if change is None else float(change.get("against", row["score"]))
 
 
 def figures(
@@ -53,7 +60,7 @@ def figures(
         },
         "spread": sample.spread().as_dict(),
         "changes": {
-            name: sample.shift(scores - sample.score, sample.tokens_of(name) - sample.tokens)
+            name: sample.shift(scores - sample.unchanged(name), sample.tokens_of(name) - sample.tokens)
             for name, scores in changed.items()
         },
         "contrasts": {
@@ -81,6 +88,10 @@ class _Sample:
     def scores(self, name: str) -> Floats:
         """(n,) scores under a change; NaN where a response does not admit it."""
         return np.array([row["changes"].get(name, {}).get("score", math.nan) for row in self.rows])
+
+    def unchanged(self, name: str) -> Floats:
+        """(n,) scores that those under a change are compared with; NaN as in ``scores``."""
+        return np.array([unchanged(row, name) for row in self.rows])
 
     def tokens_of(self, name: str) -> Floats:
         return np.array([row["changes"].get(name, {}).get("tokens", math.nan) for row in self.rows])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from PIL import Image as PilImage
 from align.audit import (
     BLANK,
     CONTEXT,
+    ELSEWHERE,
     FACTS,
     FALSE,
     IMAGE,
@@ -30,15 +30,13 @@ from align.audit import (
 )
 from align.config import FactKind, LoraSettings, ModelSettings, RewardAuditSettings
 from align.models.tiny import build_tiny_llava
-from align.padding import Padding, of_captions, of_scene, padded
+from align.padding import Padding, of_captions
 from align.pictures import open_picture
 from align.render import ImageInput
 from align.reward_model import RewardInfo, RewardModel, ScoreItem
 from apps.audit_words import LESS, Finding, findings_of
 from data.jsonl import DataError
 from data.schema import Facts, Image, Message, Preference, Response
-from data.world.language import captions, mentioned
-from data.world.scene import OBJECTS, sample_scene
 from evals.audit import figures
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
@@ -86,7 +84,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def record(name: str, colour: str | None, texts: Sequence[str], choice: int = 0, **more: Any) -> Preference:
     values = {
-        "facts": Facts(captions=[f"It is {colour}."]),
+        "facts": Facts(captions=[f"It is {colour}.", f"One {colour} thing."]),
         "messages": [Message(role="user", content="What colour is it?")],
     }
     return Preference(
@@ -149,7 +147,9 @@ def test_true_words_are_counted(subjects: list[Subject], root: Path) -> None:
     assert shifts(rows, "first sentence") == [0.0] * 4
     assert shifts(rows, "said twice") == [1.0, 0.0] * 4
     assert {FACTS, CONTEXT}.isdisjoint(rows[0]["changes"])
-    assert rows[0]["changes"][TRUE] == {"score": 2.0, "tokens": 8, "added": ["It is red."]}
+    (added,) = rows[0]["changes"][TRUE]["added"]
+    assert added in subjects[0].facts.captions
+    assert rows[0]["changes"][TRUE] == {"score": 2.0, "tokens": 8, "added": [added]}
     assert [r["orders"] for r in rows] == [[]] * 8
     found = judged(rows)
     assert found["image"].kind == "good" and "(50 % [50, 50] fall)" in found["image"].text
@@ -197,7 +197,7 @@ def test_facts_are_swapped_apart_from_the_image(subjects: list[Subject], root: P
     """A score that counts the words of the facts, and, ten times, those true of the picture."""
 
     def rule(item: ScoreItem, colour: str) -> float:
-        told = words(item.facts.captions[0])[-1]
+        (told,) = {*words(item.facts.captions[0])} & COLOURS.keys()
         return words(item.response).count(told) + 10.0 * words(item.response).count(colour)
 
     rows = rows_of(Fake(rule, reads=["captions"]), subjects, root)
@@ -210,6 +210,47 @@ def test_facts_are_swapped_apart_from_the_image(subjects: list[Subject], root: P
         rows_of(Fake(lambda i, c: float(c == "red"), reads=["captions"]), subjects, root), ["captions"]
     )
     assert blind["facts"].text.startswith("Does not read the facts")
+
+
+def test_a_true_sentence_does_not_stand_among_the_facts(subjects: list[Subject], root: Path) -> None:
+    """A matcher of texts knows nothing of the picture; it would tell true ones that it is shown."""
+
+    def rule(item: ScoreItem, colour: str) -> float:
+        held = sum(item.response.count(text) for text in item.facts.captions)
+        return held + 8.0 * len(item.facts.captions) + item.response.count("It stands")
+
+    fake = Fake(rule, reads=["captions"])
+    rows = rows_of(fake, subjects, root)
+    assert len(shifts(rows, TRUE)) == len(shifts(rows, FALSE)) == 8
+    for row in rows:
+        for name in (TRUE, FALSE):
+            # scored against the response as it was with the one caption that is left, not with both
+            change = row["changes"][name]
+            assert change["score"] == change["against"] == row["score"] - 8
+    found = judged(rows, ["captions"])
+    assert found["truth"].text.startswith("Does not tell false from true")
+    assert found["padding"].kind == "unclear"
+    shown = [(i.facts.captions, i.response) for i, _ in fake.asked]
+    assert not any(text in response for captions, response in shown for text in captions)
+    # one score serves both: 8 as they were, 8 without a caption, and the changes
+    assert len(shown) == 8 + 8 + sum(len(row["changes"]) for row in rows)
+
+
+def test_who_has_one_fact_is_shown_it(root: Path) -> None:
+    """It is not added then, and of two captions one is, whatever number is asked for."""
+    made = [
+        record(f"p{i}", c, ["A thing", "x"], facts=Facts(captions=[f"It is {c}."]))
+        for i, c in enumerate(("red", "green"))
+    ]
+    fake = Fake(lambda *_: 0.0, reads=["captions"])
+    assert all({TRUE, FALSE}.isdisjoint(row["changes"]) for row in rows_of(fake, subjects_of(made), root))
+    # who reads no facts is shown none
+    plain = rows_of(Fake(lambda *_: 0.0), subjects_of(made), root)
+    assert all({TRUE, FALSE} <= row["changes"].keys() for row in plain)
+    assert all("against" not in change for row in plain for change in row["changes"].values())
+    two = subjects_of([record(f"p{i}", c, ["A thing", "x"]) for i, c in enumerate(("red", "green"))])
+    for row in rows_of(fake, two, root, sentences=2):
+        assert len(row["changes"][TRUE]["added"]) == len(row["changes"][FALSE]["added"]) == 1
 
 
 def test_the_facts_are_shown_in_other_orders(subjects: list[Subject], root: Path) -> None:
@@ -279,17 +320,43 @@ def test_a_reward_models_own_scores(subjects: list[Subject], root: Path, tmp_pat
         CONTEXT: ScoreItem("p1", subject.messages, text, other.facts, theirs),
         SWAPPED: ScoreItem("p1", subject.messages, other.responses[0], subject.facts, own),
         "said twice": ScoreItem("p1", subject.messages, f"{text} {text}", subject.facts, own),
-        TRUE: ScoreItem("p1", subject.messages, f"{text} It is green.", subject.facts, own),
     }
+    (added,) = row["changes"][TRUE]["added"]
+    (left,) = {*subject.facts.captions} - {added}
+    bare = ScoreItem("p1", subject.messages, text, Facts(captions=[left]), own)
+    expected[TRUE] = replace(bare, response=f"{text} {added}")
     alone = [float(model.score([one], seed="eval/2")) for one in (item, *expected.values())]
     found = [row["score"], *(row["changes"][name]["score"] for name in expected)]
     assert found == pytest.approx(alone, abs=1e-5)
     assert len({round(score, 4) for score in found}) == len(found)
+    assert row["changes"][TRUE]["against"] == pytest.approx(
+        float(model.score([bare], seed="eval/2")), abs=1e-5
+    )
     assert row["orders"] == pytest.approx([float(model.score([item], seed=f"order/2/{k}")) for k in range(2)])
     assert row["tokens"] == len(model.lmm.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 # --- who lends ---
+
+
+def test_a_response_to_another_question_is_told_apart(root: Path) -> None:
+    """A score by topic alone would know it; that says nothing of whose picture a response is of."""
+
+    def asked(name: str, colour: str, question: str, *before: str) -> Preference:
+        turns = [Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(before)]
+        messages = [*turns, Message(role="user", content=question)]
+        return record(name, colour, [f"On {question} 1", f"On {question} 2"], messages=messages)
+
+    topic = Fake(lambda item, _: float(item.messages[-1].content in item.response))
+    rows = rows_of(topic, subjects_of([asked("a", "red", "cats"), asked("b", "blue", "dogs")]), root)
+    assert [row["same_question"] for row in rows] == [False] * 4
+    assert shifts(rows, SWAPPED) == [] and shifts(rows, ELSEWHERE) == [-1.0] * 4
+    assert "response" not in judged(rows)
+    # asked the same last, of something else before
+    made = [asked("a", "red", "Why?", "A cat?", "Yes."), asked("b", "blue", "Why?", "A dog?", "No.")]
+    made = [r.model_copy(update={"responses": [Response(text=f"{r.id}{i}") for i in "12"]}) for r in made]
+    rows = rows_of(topic, subjects_of(made), root)
+    assert all(ELSEWHERE in row["changes"] and SWAPPED not in row["changes"] for row in rows)
 
 
 def test_donors_were_asked_the_same_and_show_another_picture() -> None:
@@ -322,51 +389,6 @@ def test_annotators_of_a_pair_are_one_conversation() -> None:
 
 
 # --- sentences ---
-
-
-def test_padding_of_a_scene_is_alike_but_for_the_name() -> None:
-    seen = 0
-    for index in range(60):
-        scene = sample_scene(5, index)
-        said = f"There is a {scene.objects[0]} and a {next(n for n in OBJECTS if n not in scene.objects)}."
-        found = of_scene(scene, said, random.Random(index), 3)
-        assert found == of_scene(scene, said, random.Random(index), 3)
-        assert found is not None and len(found.true) == len(found.false) == min(3, len(scene.groups) - 1)
-        true, false = mentioned(" ".join(found.true)), mentioned(" ".join(found.false))
-        assert set(true) <= set(scene.objects) - set(mentioned(said))
-        assert set(false).isdisjoint({*scene.objects, *mentioned(said)}) and len(set(false)) == len(false)
-        for one, other in zip(found.true, found.false, strict=True):
-            # article or number, and colour
-            assert one.split()[:-1] == other.split()[:-1]
-            seen += one.split()[1] == "are"
-    assert seen > 5
-    assert of_scene(scene, " ".join(scene.objects), random.Random(0), 1) is None
-    assert of_scene(scene, " ".join(OBJECTS), random.Random(0), 1) is None
-
-
-def test_padding_of_captions() -> None:
-    own = Facts(captions=["A cat.", "A cat sits.", "A mat.", "A cat."])
-    other = Facts(captions=["A dog.", "A cat sits.", "A bone."])
-    found = of_captions(own, other, "I see: A mat. A bone. Good.", random.Random(0), 5)
-    # what the response holds is left out, and so is another's caption that is true here
-    assert found is not None and len(found.true) == 1 and found.false == ("A dog.",)
-    assert found.true[0] in {"A cat.", "A cat sits."}
-    drawn = {of_captions(own, other, "x", random.Random(i), 1) for i in range(30)}
-    assert {p.true[0] for p in drawn if p} == {"A cat.", "A cat sits.", "A mat."}
-    assert of_captions(own, Facts(), "x", random.Random(0), 1) is None
-    assert of_captions(Facts(), other, "x", random.Random(0), 1) is None
-    scene = sample_scene(1, 1)
-    world = of_captions(Facts(captions=captions(scene)), other, "x", random.Random(0), 2)
-    assert world is not None and set(world.true) <= set(captions(scene))
-
-
-@pytest.mark.parametrize(
-    ("response", "expected"),
-    [("Yes", "Yes. A cat."), ("Yes.", "Yes. A cat."), ("Really? ", "Really? A cat."), ("", "A cat."),
-     ('He said "no"', 'He said "no" A cat.')],
-)  # fmt: skip
-def test_padded(response: str, expected: str) -> None:
-    assert padded(response, ("A cat.",)) == expected
 
 
 def test_sentences() -> None:

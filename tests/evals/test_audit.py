@@ -47,6 +47,19 @@ def test_shifts_by_hand() -> None:
     assert found["orders"] is None
 
 
+def test_a_change_may_have_a_score_of_its_own_to_be_compared_with() -> None:
+    told = {"score": 3.0, "tokens": 8}
+    rows = [
+        row("a", 0, 0.0, changes={"x": told | {"against": 2.0}, "y": told | {"score": 2.5, "against": 2.0}}),
+        row("b", 0, 4.0, changes={"x": told}),
+    ]
+    found = figures(rows, {"x less y": ("x", "y")})
+    assert found["changes"]["x"]["mean"]["value"] == (1 - 1) / 2
+    assert (found["changes"]["x"]["size"]["value"], found["changes"]["y"]["mean"]["value"]) == (1, 0.5)
+    assert found["contrasts"]["x less y"]["mean"]["value"] == 0.5
+    assert found["spread"]["value"] == 2  # of the scores as they were
+
+
 def test_a_move_within_rounding_is_none() -> None:
     scores = [0.0, 10.0] * 4  # a spread of 5: moves count from 0.05 on
     moves = [0.04, -0.04, 0.06, -0.06, 0.0, 0.0, 0.0, 1.0]
