@@ -77,7 +77,7 @@ def run(settings: DpoSettings) -> Path:
         set_seed(settings.seed)
         lmm = load(settings.model)
         renderer = Renderer(lmm.processor)
-        parts = [Pairs(part, renderer, settings) for part in (pairs, held)]
+        parts = [Pairs(pairs, renderer, settings), Pairs(held, renderer, settings, settings.eval_data)]
         skipped["too long"] = len(pairs) + len(held) - sum(len(part.pairs) for part in parts)
         if settings.cache_features:
             check_cacheable(lmm, ())
@@ -119,9 +119,18 @@ def conversation(pair: Pair, response: str) -> Example:
 
 
 class Pairs:
-    """The pairs that fit ``max_length``, as conversations with the chosen and with the rejected response."""
+    """The pairs that fit ``max_length``, as conversations with the chosen and with the rejected response.
 
-    def __init__(self, pairs: Sequence[Pair], renderer: Renderer, settings: DpoSettings) -> None:
+    Pictures are below the image root of ``data``, or of the training data.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        renderer: Renderer,
+        settings: DpoSettings,
+        data: DataSettings | None = None,
+    ) -> None:
         both = [conversation(p, p.chosen) for p in pairs], [conversation(p, p.rejected) for p in pairs]
         longest = [max(ab) for ab in zip(*(renderer.train_lengths(side) for side in both), strict=True)]
         fits = [settings.max_length is None or n <= settings.max_length for n in longest]
@@ -133,7 +142,7 @@ class Pairs:
             raise DataError(rule, key="max_length", mend="raise it; an image's tokens count")
         self.lengths = [n for n, fit_ in zip(longest, fits, strict=True) if fit_]
         chosen, self.rejected = ([e for e, f in zip(side, fits, strict=True) if f] for side in both)
-        self.chosen = Pictures(chosen, settings.data.images)
+        self.chosen = Pictures(chosen, (data or settings.data).images)
 
     def rows(self) -> Dataset:
         """What TRL walks over: positions; the column "image" tells it to leave the rest to our collator."""

@@ -59,6 +59,15 @@ class DpoSettings(RunSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_heldout(self) -> DpoSettings:
+        if self.eval_data is not None and self.holdout:
+            raise ValueError(
+                f"eval_data is what is held out, and holdout {self.holdout} would take more from data; leave "
+                "one of them out"
+            )
+        return self
+
 
 class GroupSettings(RunSettings):
     """What GRPO and RLOO share: several responses a prompt, judged against each other, no value model."""

@@ -253,6 +253,29 @@ def test_kill_and_resume_is_bit_identical(
     assert (output / weights).read_bytes() == (trained / weights).read_bytes()
 
 
+def test_heldout_pictures_are_below_their_own_root(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The same file names as in training, with other pictures in them."""
+    (tmp_path / "images").mkdir()
+    for colour, other in zip(COLOURS, COLOURS[1:] + COLOURS[:1]):
+        PilImage.new("RGB", (32, 40), other).save(tmp_path / "images" / f"{colour}.png")
+    held = {"path": str(world / "pairs.jsonl"), "images": str(tmp_path / "images")}
+    shown, measure = [], preference.heldout
+
+    def watched(lmm: Lmm, collate: PairCollator, own: DpoSettings) -> dict[str, float]:
+        shown.extend(picture for _, picture in collate.pairs.chosen)
+        return measure(lmm, collate, own)
+
+    monkeypatch.setattr(preference, "heldout", watched)
+    run(settings(world, tmp_path / "run", holdout=0, max_steps=1, save_every=0, eval_data=held))
+    expected = [
+        PilImage.new("RGB", (1, 1), COLOURS[(i + 1) % 4]).getpixel((0, 0)) if i % 5 else None
+        for i in range(12)
+    ]
+    assert [picture and picture.getpixel((9, 9)) for picture in shown] == expected
+
+
 def test_a_dry_run_loads_nothing(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(preference, "load", lambda *_: pytest.fail("a dry run loaded weights"))
     run(settings(world, tmp_path / "run", dry_run=True))
@@ -262,6 +285,8 @@ def test_a_dry_run_loads_nothing(world: Path, tmp_path: Path, monkeypatch: pytes
 def test_settings_that_do_not_fit_are_refused(world: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="label_smoothing is read by loss_type robust alone"):
         settings(world, tmp_path, label_smoothing=0.1)
+    with pytest.raises(ValueError, match="eval_data is what is held out, and holdout 3 would take more"):
+        settings(world, tmp_path, eval_data={"path": "held.jsonl"})
 
 
 def test_a_quantized_base_learns_in_full_precision(world: Path, tmp_path: Path):
