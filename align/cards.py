@@ -32,7 +32,7 @@ def reward_card(
         "## What it reads",
         "",
         "The image, the conversation with the response, then this turn, behind which the score is read. "
-        f"{_places(info)} `reward.json` holds the same, tied to the weights by a fingerprint.",
+        f"{_places(info)} `reward.json` holds the same, tied to the head and the adapter by their hashes.",
         "",
         *_fenced(info.template),
         "",

@@ -1,8 +1,8 @@
 """A reward model: a LoRA adapter and a scalar head on a frozen multimodal model, and what it reads.
 
 On disk, one folder: the adapter in PEFT's layout, ``head.safetensors``, ``reward.json`` (the base, the
-evaluation text, the facts it reads, and a fingerprint that ties them to the weights) and a model card. All
-that the score depends on is there, but the base.
+evaluation text, the facts it reads, and hashes that tie them to the head and the adapter) and a model card.
+All that the score depends on is there, but the base.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ from data.jsonl import read_json, write_json, write_text
 from data.schema import Example, Facts, Message
 
 ADAPTER = "reward"
+#: the adapter's weights in PEFT's layout
+WEIGHTS = "adapter_model.safetensors"
 #: what ``reward.json`` says of the base; how to run it, and whether to trust its code, is the loader's choice
 BASE_KEYS = {"path", "adapter", "dtype", "bits"}
 
@@ -63,8 +65,12 @@ class RewardInfo(BaseModel):
     target: str = "preferred"
     #: agreement with held-out choices (``align.pairs.PairReport``), None if none were held out
     heldout: dict[str, float | int | None] | None = None
+    #: which pairs those were (``align.pairs.digest``); None in folders older than it
+    heldout_sha256: str | None = None
     #: :func:`fingerprint` of the saved folder; None in folders older than it
     fingerprint: str | None = None
+    #: sha256 of the adapter's weights; None in folders older than it
+    adapter_sha256: str | None = None
 
     @field_validator("template")
     @classmethod
@@ -106,8 +112,8 @@ def read_info(path: str | Path) -> RewardInfo:
     """``reward.json`` of a run directory or reward folder, without loading weights. Raises RewardError.
 
     Of its ``model`` only ``BASE_KEYS`` count: the file travels with shared weights, so it must not switch on
-    remote code nor choose a device. A text other than the one that the weights were saved beside is refused:
-    its scores would mean nothing.
+    remote code nor choose a device. A text, a head and an adapter that were not saved together are refused:
+    their scores would mean nothing.
     """
     file = find_reward(path) / "reward.json"
     try:
@@ -123,6 +129,12 @@ def read_info(path: str | Path) -> RewardInfo:
             "with; put the file back as it was (README.md beside it shows what the model reads), "
             "or train a reward model with the new text"
         )
+    adapter = file.with_name(WEIGHTS)
+    if info.adapter_sha256 is not None and adapter.is_file() and info.adapter_sha256 != sha256_of(adapter):
+        raise RewardError(
+            f"{adapter}: not the weights that {file.name} was saved beside (another run's, or a copy that "
+            "broke off); copy the whole folder again"
+        )
     info.model = ModelSettings(**info.model.model_dump(include=BASE_KEYS))
     return info
 
@@ -136,6 +148,12 @@ def fingerprint(info: RewardInfo, head: Path) -> str:
     digest = hashlib.sha256(json.dumps(read, sort_keys=True).encode())
     digest.update(head.read_bytes())
     return digest.hexdigest()
+
+
+def sha256_of(file: Path) -> str:
+    """Of its bytes, in hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def same_base(a: ModelSettings, b: ModelSettings) -> bool:
@@ -264,6 +282,7 @@ class RewardModel:
             write_adapter(self.lmm.model, self.name, folder)
             save_tensors(folder / "head.safetensors", dict(self.head.named_parameters()))
             info["fingerprint"] = fingerprint(self.info, folder / "head.safetensors")
+            info["adapter_sha256"] = sha256_of(folder / WEIGHTS)
             write_json(folder / "reward.json", info)
             write_text(folder / "README.md", card)
         return Path(directory)

@@ -103,12 +103,33 @@ def test_another_models_whole_file_is_refused(base: Path, trained: Path, tmp_pat
         read_info(copy)
 
 
+def test_another_runs_adapter_is_refused(base: Path, trained: Path, tmp_path: Path) -> None:
+    """A copy over an older folder that broke off: text and head are of one run, the adapter is of another."""
+    other = stage.run(settings(base, tmp_path / "other", seed=1, template="{facts}\nSaid: {response}"))
+    copy = Path(shutil.copytree(trained, tmp_path / "copy"))
+    shutil.copy(other / "adapter_model.safetensors", copy)
+    told = r"copy/adapter_model\.safetensors: not the weights that reward\.json was saved beside .*; copy the"
+    for read in (read_info, RewardModel.load):
+        with pytest.raises(RewardError, match=told):
+            read(copy)
+    # without its weights a folder still says what it reads
+    (copy / "adapter_model.safetensors").unlink()
+    assert read_info(copy).template == "{facts}\nSaid: {response}"
+
+
 def test_what_no_score_depends_on_may_change(trained: Path, tmp_path: Path) -> None:
     model = json.loads((trained / "reward.json").read_text())["model"]
     read_info(changed(trained, tmp_path / "a", model=model | {"path": "elsewhere"}, target="overall"))
-    # older folders have no fingerprint
+    # older folders have no fingerprint, or none of the adapter
     old = changed(trained, tmp_path / "b", fingerprint=None, template="{facts} Old?")
     assert read_info(old).template == "{facts} Old?"
+    content = json.loads((trained / "reward.json").read_text())
+    older = changed(trained, tmp_path / "c")
+    late = ("adapter_sha256", "heldout_sha256")
+    (older / "reward.json").write_text(json.dumps({k: v for k, v in content.items() if k not in late}))
+    assert read_info(older).adapter_sha256 is None
+    item = stage.ScoreItem("x", ASK, "A cat.", Facts(captions=["A cat."]))
+    torch.testing.assert_close(*(RewardModel.load(folder).score([item]) for folder in (older, trained)))
 
 
 def test_ppo_stops_before_it_loads_a_model(
