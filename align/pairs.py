@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
@@ -110,6 +111,14 @@ def hold_out(pairs: Sequence[Pair], count: int, seed: int) -> tuple[list[Pair], 
         [p for i, p in enumerate(pairs) if i not in held],
         [p for i, p in enumerate(pairs) if i in held],
     )
+
+
+def digest(pairs: Iterable[Pair]) -> str:
+    """sha256 of which comparisons these are: ids, pictures, conversations and texts, whatever was chosen."""
+    told = sorted(
+        [p.id, p.cluster, [m.content for m in p.messages], sorted((p.chosen, p.rejected))] for p in pairs
+    )
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 class HasFacts(Protocol):

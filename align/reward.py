@@ -31,7 +31,7 @@ from align.config import DataSettings, RewardSettings
 from align.launch import one_process
 from align.models.lmm import check_model, load_processor
 from align.models.memory import checkpointed
-from align.pairs import Pair, PairReport, check_facts, hold_out, label_agreement, pairs_of, report
+from align.pairs import Pair, PairReport, check_facts, digest, hold_out, label_agreement, pairs_of, report
 from align.pictures import encode_pictures, open_pictures
 from align.render import REWARD_TEMPLATE, ImageInput, Renderer, RenderError
 from align.reward_model import RewardError as RewardError
@@ -76,7 +76,7 @@ def run(settings: RewardSettings) -> Path:
         info = info_of(settings)
         model = RewardModel.start(info, settings.lora, settings.head_init, settings.head_init_scale)
         best = fit(model, train, held, settings, directory)
-        info.heldout = best
+        info.heldout, info.heldout_sha256 = best, digest(held) if held else None
         labelers = label_agreement([*train, *held])
         model.save(folder, reward_card(info, settings, len(train), skipped, labelers))
         probe = (held or train)[:8]

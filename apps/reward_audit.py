@@ -32,7 +32,7 @@ from align.config import DataSettings, ModelSettings, RewardAuditSettings, Rewar
 from align.launch import one_process
 from align.models.lmm import check_model
 from align.padding import Padding, of_captions, of_scene
-from align.pairs import Pair, by_length, ceiling, check_facts, hold_out, label_agreement, pairs_of
+from align.pairs import Pair, by_length, ceiling, check_facts, digest, hold_out, label_agreement, pairs_of
 from align.reward import read_preferences
 from align.reward_model import RewardInfo, RewardModel, find_reward, read_info
 from apps.audit_page import markdown_of, page_of
@@ -64,7 +64,7 @@ def run(settings: RewardAuditSettings) -> Path:
         torch.set_num_threads(settings.threads)
     info = read_info(settings.reward_model)
     rejects = Rejects()
-    data, records = read_records(settings, rejects)
+    data, records = read_records(settings, info, rejects)
     check_facts(records, info.facts, name_of(data))
     subjects = subjects_of(records)[: settings.limit]
     source = source_of(settings, subjects)
@@ -89,12 +89,14 @@ def run(settings: RewardAuditSettings) -> Path:
     return directory.path
 
 
-def read_records(settings: RewardAuditSettings, rejects: Rejects) -> tuple[DataSettings, list[Preference]]:
+def read_records(
+    settings: RewardAuditSettings, info: RewardInfo, rejects: Rejects
+) -> tuple[DataSettings, list[Preference]]:
     """The records to audit with, and where they are from; ``rejects`` gets the bad ones.
 
     Raises:
-        DataError: none are named, and the reward model's run held none out or is not beside it; or what is
-            named cannot be read.
+        DataError: none are named, and the reward model's run held none out, or is not beside it, or its data
+            has changed since; or what is named cannot be read.
     """
     if settings.data is not None:
         return settings.data, read_preferences(settings.data, rejects)
@@ -105,13 +107,40 @@ def read_records(settings: RewardAuditSettings, rejects: Rejects) -> tuple[DataS
         raise DataError(rule, key="data", mend=mend)
     theirs = resolve(RewardSettings, file)
     if theirs.eval_data is not None:
-        return theirs.eval_data, read_preferences(theirs.eval_data, rejects)
+        records = read_preferences(theirs.eval_data, rejects)
+        check_held(pairs_of(records, theirs.target)[0], info, name_of(theirs.eval_data))
+        return theirs.eval_data, records
     if theirs.holdout == 0:
         raise DataError("no data is named, and the reward run held nothing out", key="data", mend=mend)
     records = read_preferences(theirs.data, rejects)
-    held = hold_out(pairs_of(records, theirs.target)[0], theirs.holdout, theirs.seed)[1]
+    pairs = pairs_of(records, theirs.target)[0]
+    held = hold_out(pairs, theirs.holdout, theirs.seed)[1]
+    check_held(held, info, name_of(theirs.data), pairs)
     ids = {pair.id for pair in held}
     return theirs.data, [record for record in records if record.id in ids]
+
+
+def check_held(held: Sequence[Pair], info: RewardInfo, source: str, split: Sequence[Pair] = ()) -> None:
+    """That ``held``, of the pairs ``split``, are the pairs that the reward run held out.
+
+    A model without their digest comes from a version that knew pictures by their ids.
+
+    Raises DataError: the data has changed since, or ids would have split it otherwise.
+    """
+    mend = "put it back as it was, or name preferences that were not trained on (data.path, data.images)"
+    n = (info.heldout or {}).get("n")
+    same = len(held) == n if info.heldout_sha256 is None else digest(held) == info.heldout_sha256
+    if not same:
+        rule = f"has changed since training: the {len(held)} pairs held out now are not the {n} of then"
+        raise DataError(rule, file=source, mend=mend)
+    ids = {(pair.image.id, pair.cluster) for pair in split if pair.image is not None}
+    if info.heldout_sha256 is None and not len({i for i, _ in ids}) == len({p for _, p in ids}) == len(ids):
+        rule = (
+            "which pairs an older version held out is not known: pictures have several ids, or ids pictures"
+        )
+        raise DataError(
+            rule, file=source, mend="name preferences that were not trained on (data.path, data.images)"
+        )
 
 
 def name_of(data: DataSettings) -> str:

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from align.config import ModelSettings
+from align.pairs import Pair
 from align.reward import report_pairs
-from align.reward_model import RewardModel
+from align.reward_model import RewardInfo, RewardModel
 from apps import audit_page, audit_words, cli, reward_audit
-from apps.audit_words import Finding, findings_of
-from data.jsonl import read_json, read_records, write_records
-from data.schema import HELPFULNESS, Facts, Preference, Response
+from data.jsonl import DataError, read_json, read_records, write_json, write_records
+from data.schema import HELPFULNESS, Facts, Image, Preference, Response
 from data.world.build import read_scenes
 from data.world.language import mentioned
 from data.world.scene import OBJECTS
-from evals.report import Gallery, Table, render_report
+from evals.report import Gallery
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -133,6 +134,81 @@ def test_the_terminal_says_what_the_page_says(
     assert found["agreement"]["all"]["value"] == held["accuracy"]
     for row in rows_of(tmp_path / "run"):
         assert row["changes"]["false sentence"]["added"][0][-1] == "."
+
+
+def later(trained: Path, folder: Path, changed: str, **info: Any) -> Path:
+    """A copy of the run as if its data had changed since: ``changed`` is the whole of the new file."""
+    run = Path(shutil.copytree(trained / "run", folder / "later"))
+    (folder / "pairs.jsonl").write_text(changed)
+    settings = (run / "settings.yaml").read_text()
+    assert str(trained / "pairs.jsonl") in settings
+    (run / "settings.yaml").write_text(
+        settings.replace(str(trained / "pairs.jsonl"), str(folder / "pairs.jsonl"))
+    )
+    file = run / "reward/reward.json"
+    content = {k: v for k, v in (read_json(file) | info).items() if v is not None}
+    write_json(file, content)
+    return run
+
+
+def appended(text: str, **values: Any) -> str:
+    """One more record."""
+    last = json.loads(text.splitlines()[-1])
+    return text + json.dumps(last | {"id": "new", "annotator": "three"} | values) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "fine"),
+    [
+        (lambda text: text, True),
+        (lambda text: appended(text, image=None), False),
+        # of a picture that is there: what was held out still is
+        (appended, True),
+        (lambda text: "".join(text.splitlines(keepends=True)[::-1]), False),
+        (lambda text: text.replace("It stands.", "It lies."), False),
+    ],
+    ids=["the same", "another group", "one of a group", "another order", "other texts"],
+)
+def test_pairs_that_were_trained_on_are_not_held_out(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, fine: bool
+) -> None:
+    run = later(trained, tmp_path, change((trained / "pairs.jsonl").read_text()))
+    found = cli.main(
+        ["reward", "audit", f"reward_model={run}", "--output", str(tmp_path / "out"), "--dry-run"]
+    )
+    told = " ".join(capsys.readouterr().err.split())
+    assert found == (0 if fine else 2)
+    assert fine or f"{tmp_path}/pairs.jsonl: has changed since training: the" in told
+
+
+def test_a_model_without_the_digest_knows_their_number(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (trained / "pairs.jsonl").read_text()
+    run = later(trained, tmp_path, text, heldout_sha256=None)
+    arguments = ["reward", "audit", f"reward_model={run}", "--output", str(tmp_path / "out"), "--dry-run"]
+    assert cli.main(arguments) == 0
+    told = read_json(run / "reward/reward.json")
+    write_json(run / "reward/reward.json", told | {"heldout": told["heldout"] | {"n": 7}})
+    assert cli.main(arguments) == 2
+    assert "pairs held out now are not the 7 of then; put it back as it was" in capsys.readouterr().err
+
+
+def test_pictures_with_several_ids_were_split_otherwise_once() -> None:
+    """By their ids: what an older version held out of them is not what is held out now."""
+
+    def pair(name: str, image: str, path: str) -> Pair:
+        return Pair(name, (), "x", "y", Facts(), Image(id=image, path=path))
+
+    held, trained_on = [pair("a", "a", "a.png")], pair("b", "b", "b.png")
+    info = RewardInfo(model=ModelSettings(path="m"), heldout={"n": 1})
+    reward_audit.check_held(held, info, "f", [*held, trained_on])
+    for other in (pair("c", "c", "b.png"), pair("c", "b", "c.png")):
+        split = [*held, trained_on, other]
+        with pytest.raises(DataError, match="f: which pairs an older version held out is not known"):
+            reward_audit.check_held(held, info, "f", split)
+        known = info.model_copy(update={"heldout_sha256": reward_audit.digest(held)})
+        reward_audit.check_held(held, known, "f", split)
 
 
 def test_responses_without_choices(trained: Path, world: Path, tmp_path: Path) -> None:
@@ -273,145 +349,7 @@ def test_a_dry_run_loads_nothing(
     assert not (tmp_path / "run").exists()
 
 
-# --- words and page ---
-
-
-def figure(value: float, low: float | None = None, high: float | None = None, n: int = 50) -> dict[str, Any]:
-    low, high = value - 0.1 if low is None else low, value + 0.1 if high is None else high
-    return {"value": value, "low": low, "high": high, "n": n}
-
-
-def moved(value: float, size: float = 0.5) -> dict[str, Any]:
-    told = {"mean": figure(value / 2), "size": figure(size / 2), "relative": figure(value)}
-    return told | {"relative_size": figure(size, size - 0.01, size + 0.01), "falls": figure(0.7),
-                   "rises": figure(0.2), "n": 50, "tokens": 3.0}  # fmt: skip
-
-
-def found_with(**changes: Any) -> dict[str, Any]:
-    names = ("blank image", "other image", "other facts", "false sentence", "other response", "said twice")
-    share = {"value": 0.66, "low": 0.6, "high": 0.72, "n": 400}
-    found = {
-        "reward_model": "m", "facts": ["captions"], "data": "d", "source": "captions", "seed": 0,
-        "n": {"responses": 50, "conversations": 25, "images": 25}, "spread": figure(0.5),
-        "changes": {name: moved(-0.5) for name in names}, "contrasts": {"false less true": moved(-0.5)},
-        "orders": {"orders": 4, "sd": figure(0.1), "relative": figure(0.1), "changed": figure(0.02, 0, 0.05)},
-        "length": {"correlation": figure(0.0), "within": figure(0.2), "tokens": 20.0},
-        "agreement": {"target": "preferred", "all": share, "shorter": share, "equal": share, "longer": share,
-                      "shorter_is_better": share,
-                      "labelers": {"value": 0.69, "low": None, "high": None, "n": 0, "source": "thesis",
-                                   "at_most": 0.81}},
-    }  # fmt: skip
-    return found | changes
-
-
-def only(found: dict[str, Any], subject: str) -> Finding:
-    return next(finding for finding in findings_of(found) if finding.subject == subject)
-
-
-def test_a_sound_model_in_words() -> None:
-    found = found_with()
-    assert {v.subject: v.kind for v in findings_of(found)} == dict.fromkeys(
-        ("choices", "image", "facts", "truth", "padding", "length", "lean", "response", "order of facts"),
-        "good",
-    )
-    assert only(found, "choices").text == (
-        "Agrees with 66 % [60, 72] of 400 choices; human labelers (thesis) agree on 69 %, "
-        "with which no scores can be expected to reach more than 81 %. "
-        "Better than chance; whether as good as a second labeler, these pairs do not tell."
-    )
-    assert only(found, "image").text == (
-        "Looks at the image: another record's image moves the score by −0.50 spreads [−0.60, −0.40] "
-        "(70 % [60, 80] fall), a blank one by −0.50 spreads [−0.60, −0.40]."
-    )
-    assert "correlate at +0.20 [+0.10, +0.30]" in only(found, "length").text
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "subject", "kind", "begins"),
-    [
-        (("agreement", "all"), figure(0.55, 0.45, 0.65), "choices", "bad", "Agrees with 55 %"),
-        (("agreement", "all"), figure(0.4, 0.35, 0.45), "choices", "bad", "Agrees with 40 %"),
-        (("agreement", "all"), figure(0.62, 0.48, 0.75), "choices", "unclear", "Agrees with 62 %"),
-        (("agreement", "longer"), figure(0.8, 0.75, 0.85), "lean", "bad", "Leans on length"),
-        (("agreement", "shorter"), figure(0.8, 0.75, 0.85), "lean", "bad", "Leans on shortness"),
-        (("agreement", "shorter"), figure(0.55, 0.4, 0.7), "lean", "unclear", "Whether it leans"),
-        (("changes", "other image"), moved(0.05), "image", "unclear", "Sees the image, and does not"),
-        (("changes", "other image"), moved(0.5), "image", "bad", "Prefers another record's image"),
-        (("changes", "other facts"), moved(0.0), "facts", "unclear", "Reads the facts, and does not"),
-        (("changes", "other facts"), moved(0.0, 0.01), "facts", "bad", "Does not read the facts"),
-        (("changes", "false sentence"), moved(0.5), "padding", "bad", "A false sentence pays"),
-        (("changes", "false sentence"), moved(0.0), "padding", "unclear", "A false sentence is free"),
-        (("contrasts", "false less true"), moved(0.5), "truth", "bad", "Prefers false to true"),
-        (("contrasts", "false less true"), moved(0.0), "truth", "unclear", "Does not tell false"),
-        (("changes", "said twice"), moved(0.5), "length", "bad", "Likes length"),
-        (("changes", "said twice"), moved(0.0), "length", "unclear", "Indifferent"),
-        (("length", "within"), figure(-0.2), "length", "good", "Does not pay for repetition"),
-        (("changes", "other response"), moved(0.1), "response", "bad", "Does not know which"),
-        (("orders", "changed"), figure(0.2), "order of facts", "unclear", "The order of the facts matters"),
-    ],
-)  # fmt: skip
-def test_what_is_amiss_is_said(
-    path: tuple[str, str], value: Any, subject: str, kind: str, begins: str
-) -> None:
-    found = found_with()
-    found[path[0]][path[1]] = value
-    finding = only(found, subject)
-    assert finding.kind == kind and finding.text.startswith(begins)
-    others = [v for v in findings_of(found) if v.subject != subject]
-    assert {v.kind for v in others} <= {"good", "unclear"}
-
-
-THESIS = (0.69, None, None)
-
-
-@pytest.mark.parametrize(
-    ("own", "labelers", "told"),
-    [
-        ((0.62, 0.52, 0.71), THESIS, "whether as good as a second labeler, these pairs do not tell."),
-        ((0.58, 0.54, 0.62), THESIS, "Better than chance, short of a second labeler."),
-        ((0.7, 0.66, 0.74), THESIS, "whether as good as a second labeler, these pairs do not tell."),
-        ((0.71, 0.68, 0.74), THESIS, "As good as a second labeler."),
-        ((0.79, 0.75, 0.83), THESIS, "As good as a second labeler."),
-        # four pairs with several annotators tell nothing of how they agree
-        (
-            (0.62, 0.58, 0.66),
-            (0.5, 0.15, 0.85),
-            "whether as good as a second labeler, these pairs do not tell.",
-        ),
-        (
-            (0.71, 0.68, 0.74),
-            (0.69, 0.61, 0.76),
-            "whether as good as a second labeler, these pairs do not tell.",
-        ),
-        ((0.4, 0.36, 0.44), THESIS, "Worse than chance."),
-    ],
-)
-def test_a_wide_interval_earns_no_praise(own: Any, labelers: Any, told: str) -> None:
-    """62 of 100 reach from 52 to 71 %, which says little of whether a second labeler agrees more often."""
-    found = found_with()
-    found["agreement"]["all"] = figure(*own)
-    found["agreement"]["labelers"] |= dict(zip(("value", "low", "high"), labelers))
-    assert only(found, "choices").text.endswith(told)
-
-
-def test_a_liking_for_repetition_is_none_for_length() -> None:
-    found = found_with()
-    found["changes"]["said twice"] = moved(0.5)
-    found["length"]["within"] = figure(-0.2)
-    assert only(found, "length").kind == "bad"
-    assert only(found, "length").text == (
-        "Pays for repetition: the same text twice moves the score by +0.50 spreads [+0.40, +0.60]. "
-        "Within conversations, score and length correlate at −0.20 [−0.30, −0.10]."
-    )
-
-
-def test_what_was_not_measured_is_not_spoken_of() -> None:
-    found = found_with(agreement=None, orders=None, facts=[], contrasts={}, changes={})
-    assert [v.subject for v in findings_of(found)] == ["length"]
-    assert [v.subject for v in findings_of(found_with(facts=[]))].count("facts") == 0
-    page = audit_page.page_of(found, [], [], None, 4)
-    assert not any(isinstance(s, Table) and s.title == "Agreement with choices" for s in page.sections)
-    assert "<html" in render_report(page) and "Agreement with choices" not in audit_page.markdown_of(found)
+# --- the page ---
 
 
 def test_the_page_shows_what_pays_most(audited: Path, trained: Path, world: Path) -> None:
