@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from align.models.lmm import Lmm, use_adapter
 from align.pairs import check_facts
 from align.pictures import encode_pictures, open_pictures
 from align.render import ImageInput
-from align.reward_model import RewardError, RewardModel, ScoreItem, find_reward, read_info
+from align.reward_model import ADAPTER, RewardError, RewardModel, ScoreItem, find_reward, read_info
 from align.rewards import symbolic
 from align.schedule import step_seed
 from align.user_rewards import find_functions, user_parts
@@ -157,7 +158,7 @@ class RewardFunction:
         lmm = Lmm(policy, processor, theirs.path)
         # PEFT puts the whole model in evaluation mode when an adapter joins it
         with inference(policy):
-            model = RewardModel.load(self.folder, lmm, base=theirs)
+            model = RewardModel.load(self.folder, lmm, base=theirs, name=_free_name(policy))
         if model.lmm is not lmm:
             raise RewardError(
                 f"{self.folder}: was trained on {self.info.model.path} and the policy's base is "
@@ -225,6 +226,12 @@ def _frozen(model: RewardModel) -> RewardModel:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+def _free_name(policy: PeftModel) -> str:
+    """A name that no adapter of the policy has: another reward function may share its base too."""
+    names = itertools.chain([ADAPTER], (f"{ADAPTER}_{i}" for i in itertools.count(2)))
+    return next(name for name in names if name not in policy.peft_config)
 
 
 def _name(asked: Sequence[Message], facts: Facts) -> str:

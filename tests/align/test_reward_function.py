@@ -188,6 +188,24 @@ def test_only_the_base_it_was_trained_on_can_be_shared(world: Path, tmp_path: Pa
         shared.share(model.get_base_model(), processor)
 
 
+def test_two_reward_models_share_one_base(world: Path, expected: Any):
+    """PEFT writes an adapter of a name that is taken over the one that has it."""
+    info = RewardInfo(model=ModelSettings(path=str(world / "base"), device="cpu"), facts=["captions"])
+    torch.manual_seed(7)
+    other = RewardModel.start(info, LoraSettings(r=4))
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter.data, std=0.2)
+    other.save(world / "runs/other", "a card")
+    own = make_reward_function(world / "runs/other")(**columns([0, 1, 2, 3]))
+    assert own != pytest.approx(expected, abs=1e-3)
+    model, processor = policy(world)
+    both = [make_reward_function(world / "runs" / name, own_base=False) for name in ("reward_fact", "other")]
+    for function in both:
+        function.share(model, processor)
+    assert both[0](**columns([0, 1, 2, 3])) == pytest.approx(expected, abs=1e-5)
+    assert both[1](**columns([0, 1, 2, 3])) == pytest.approx(own, abs=1e-5)
+
+
 # --- TRL's own trainer ---
 
 
