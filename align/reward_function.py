@@ -171,11 +171,13 @@ class RewardFunction:
     ) -> list[float]:
         """One score a completion.
 
-        ``columns`` are the dataset's: "id" where records were given, "facts", "images" or "image". Prompts
-        and completions are conversations as TRL passes them, or plain text (the prompt then is a question).
+        ``columns`` are the dataset's: "id" where records were given, "facts", "images" or "image" (without
+        these two a picture may be a part of its prompt). Prompts and completions are conversations as TRL
+        passes them, or plain text (the prompt then is a question).
 
         Raises:
-            RewardError: no weights yet, an id that no record has, no column "id", facts that are none.
+            RewardError: no weights yet, an id that no record has, no column "id", facts that are none, a
+                record's picture that is not in the row.
             DataError: a prompt without the facts that the reward model reads.
         """
         if self.model is None:
@@ -206,7 +208,14 @@ class RewardFunction:
         if self.records is not None and self.images is not None:
             pictures = open_pictures([p.image for p in known], self.images, names)
         else:
-            pictures = pictures_of(columns, len(said))
+            pictures = pictures_of(columns, prompts)
+        if self.records is not None:
+            for record, picture in zip(known, pictures, strict=True):
+                if record.image is not None and picture is None:
+                    raise RewardError(
+                        f"the record {record.id!r} has a picture and the dataset's row has none; add a "
+                        "column 'images', or give images=ROOT"
+                    )
         return [ScoreItem(*row) for row in zip(names, asked, said, facts, pictures, strict=True)]
 
     @contextlib.contextmanager
@@ -266,7 +275,7 @@ def text_of(completion: Any) -> str:
 
 
 def messages_of(prompt: Any) -> list[Message]:
-    """A prompt's conversation; pictures in it are left out, they come in the columns."""
+    """A prompt's conversation; pictures in it are left out, :func:`pictures_of` has them."""
     if isinstance(prompt, str):
         return [Message(role="user", content=prompt)]
     return [Message(role=turn["role"], content=_content(turn["content"])) for turn in prompt]
@@ -294,16 +303,25 @@ def facts_of(given: Any) -> Facts:
         ) from None
 
 
-def pictures_of(columns: Mapping[str, Any], n: int) -> list[ImageInput]:
-    """Each row's picture, of a column "images" (lists of at most one) or "image"; None without one."""
+def pictures_of(columns: Mapping[str, Any], prompts: Sequence[Any]) -> list[ImageInput]:
+    """Each row's picture, of a column "images" (lists of at most one) or "image", or without such a column of
+    its prompt's image parts; None where there is none. Raises RewardError for several, or one not decoded.
+    """
     rows = columns.get("images", columns.get("image"))
     found = []
-    for row in rows if rows is not None else [None] * n:
+    for row in rows if rows is not None else [_shown(prompt) for prompt in prompts]:
         row = row if isinstance(row, (list, tuple)) else [row] if row is not None else []
         if len(row) > 1 or not all(isinstance(picture, PILImage.Image) for picture in row):
             raise RewardError("a prompt has one picture, decoded (PIL), or none; change the dataset's images")
         found.append(row[0] if row else None)
     return found
+
+
+def _shown(prompt: Any) -> list[Any]:
+    """What a prompt's image parts hold."""
+    turns = [] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+    parts = [part for content in turns if not isinstance(content, str) for part in content]
+    return [part.get("image") for part in parts if part.get("type") == "image"]
 
 
 # --- rewards that need no reward model ---

@@ -128,6 +128,22 @@ def test_completions_of_a_prompt_without_an_id_see_the_same_facts(own: RewardFun
     assert names[0] == names[1] != names[2]
 
 
+def test_a_picture_may_be_a_part_of_its_prompt(world: Path, own: RewardFunction, expected: Any):
+    rows = {k: v for k, v in columns([0, 1, 2, 3]).items() if k != "images"}
+    assert own(**rows) == pytest.approx(expected, abs=1e-5)
+    blind = rows | {"prompts": [[{"role": "user", "content": prompt(i).question}] for i in range(4)]}
+    assert own(**blind) != pytest.approx(expected, abs=1e-3)
+    named = make_reward_function(world / "runs/reward_fact", records=world / "prompts.jsonl")
+    assert named(**rows) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(
+        RewardError, match=r"the record 'q0' has a picture and the dataset's row has none; .* images=ROOT"
+    ):
+        named(**blind)
+    placed = [[{"role": "user", "content": [{"type": "image"}]}]]
+    with pytest.raises(RewardError, match="one picture, decoded"):
+        own(**{k: v[:1] if isinstance(v, list) else v for k, v in rows.items()} | {"prompts": placed})
+
+
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
