@@ -34,7 +34,7 @@ from align.models.lmm import Lmm, use_adapter
 from align.pairs import check_facts
 from align.pictures import encode_pictures, open_pictures
 from align.render import ImageInput
-from align.reward_model import ADAPTER, RewardError, RewardModel, ScoreItem, find_reward, read_info
+from align.reward_model import ADAPTER, RewardError, RewardModel, ScoreItem, find_reward, read_info, same_base
 from align.rewards import symbolic
 from align.schedule import step_seed
 from align.user_rewards import find_functions, user_parts
@@ -155,15 +155,15 @@ class RewardFunction:
                 "let the reward function load its own base (own_base=True)"
             )
         theirs = base or ModelSettings(path=str(policy.get_base_model().name_or_path))
-        lmm = Lmm(policy, processor, theirs.path)
-        # PEFT puts the whole model in evaluation mode when an adapter joins it
-        with inference(policy):
-            model = RewardModel.load(self.folder, lmm, base=theirs, name=_free_name(policy))
-        if model.lmm is not lmm:
+        if not same_base(self.info.model, theirs):
             raise RewardError(
                 f"{self.folder}: was trained on {self.info.model.path} and the policy's base is "
                 f"{theirs.path}; leave share out (own_base=True)"
             )
+        lmm = Lmm(policy, processor, theirs.path)
+        # PEFT puts the whole model in evaluation mode when an adapter joins it
+        with inference(policy):
+            model = RewardModel.load(self.folder, lmm, base=theirs, name=_free_name(policy))
         self.model = _frozen(model)
 
     def __call__(

@@ -193,7 +193,8 @@ def test_a_shared_base_scores_the_same_and_leaves_the_policy_alone(world: Path, 
     assert not any(p.requires_grad for p in shared.model.parameters())
 
 
-def test_only_the_base_it_was_trained_on_can_be_shared(world: Path, tmp_path: Path):
+def test_only_the_base_it_was_trained_on_can_be_shared(world: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(RewardModel, "load", lambda *_, **__: pytest.fail("it loaded weights"))
     shared = make_reward_function(world / "runs/reward_fact", own_base=False)
     model, processor = policy(world)
     with pytest.raises(RewardError, match=r"was trained on .*base and the policy's base is elsewhere"):
