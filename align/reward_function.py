@@ -71,7 +71,8 @@ def make_reward_function(
         batch_size: completions scored at once.
 
     Raises:
-        RewardError: no reward model there. DataError: unreadable records, or some without the facts it reads.
+        RewardError: no reward model there, or images without records.
+        DataError: unreadable records, or some without the facts it reads.
     """
     return RewardFunction(
         reward_model, by_id(records), images, own_base=own_base, base=base, name=name, seed=seed,
@@ -129,6 +130,11 @@ class RewardFunction:
         seed: int | str,
         batch_size: int,
     ) -> None:
+        if images is not None and records is None:
+            raise RewardError(
+                f"images ({images}) is the image root of records, and there are none; give records (or "
+                f"{VARIABLES[1]}), or leave images out and have the pictures in the dataset"
+            )
         self.folder = find_reward(reward_model)
         self.info = read_info(self.folder)
         self.records, self.images = records, images

@@ -170,6 +170,11 @@ def test_records_must_be_found_by_id(world: Path):
         make_reward_function(folder, records=[Prompt(id="bare", question="What?")])
 
 
+def test_an_image_root_needs_records(world: Path):
+    with pytest.raises(RewardError, match=r"image root of records, and there are none; give records"):
+        make_reward_function(world / "runs/reward_fact", images=str(world))
+
+
 # --- sharing a base ---
 
 
