@@ -188,6 +188,11 @@ class RewardFunction:
         """
         if self.model is None:
             raise RewardError("the reward function has no weights yet; call share(trainer.model, processor)")
+        if self.info.facts and self.records is None and "facts" not in columns:
+            raise RewardError(
+                f"the reward model reads facts ({', '.join(self.info.facts)}) and the dataset has no column "
+                "'facts'; add it, or give records and a column 'id'"
+            )
         items = self.items(prompts, completions, columns)
         check_facts(items, self.info.facts)
         step = getattr(columns.get("trainer_state"), "global_step", 0)

@@ -157,6 +157,11 @@ def test_rows_that_cannot_be_scored_are_told(own: RewardFunction, change: Any, e
         own(**columns([1]) | change)
 
 
+def test_facts_need_a_column_or_records(own: RewardFunction):
+    with pytest.raises(RewardError, match=r"reads facts \(captions\) and the dataset has no column 'facts'"):
+        own(**{k: v for k, v in columns([1]).items() if k not in ("facts", "id")})
+
+
 def test_records_must_be_found_by_id(world: Path):
     folder = world / "runs/reward_fact"
     joined = make_reward_function(folder, records=[prompt(0), prompt(1)])
