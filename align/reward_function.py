@@ -65,7 +65,8 @@ def make_reward_function(
             come from a column "facts" (``data.schema.Facts`` as a mapping or as JSON).
         images: image root of ``records``: their pictures are then scored in place of the dataset's.
         own_base: load the reward model's base now. False waits for :meth:`RewardFunction.share`.
-        base: how its base is run (device, attention, precision); the path is the reward model's own.
+        base: how its base is run (device, attention, trust in remote code); the path and the precision are
+            the reward model's own.
         name: what TRL's log calls it.
         seed: which of many facts are shown, and their order; all completions of one prompt see the same text.
         batch_size: completions scored at once.
