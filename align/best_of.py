@@ -37,7 +37,7 @@ def run(settings: BestOfSettings) -> Path:
 
     samples.jsonl    every response of each prompt with its score, and which is the best
     answers.jsonl    the best one under its prompt's id, for ``align eval score --answers``
-    examples.jsonl   the same as conversations, for ``align sft``
+    examples.jsonl   the best complete one as a conversation, for ``align sft``; none where all are cut off
     result.json      the expected best score of 1 … n samples, and how far best-of-n may be from the model
 
     Raises:
@@ -66,9 +66,12 @@ def run(settings: BestOfSettings) -> Path:
         parts = judged_parts(settings, prompts, run_dir.path / "parts")
         rows = [row for part in parts for _, row in read_rows(part) if isinstance(row, dict)]
         found = figures([[s["score"] for s in row["samples"]] for row in rows])
+        pairs = zip(prompts, rows, strict=True)
+        examples = [example for pair in pairs if (example := example_of(*pair)) is not None]
+        found |= {"examples": len(examples), "none_complete": len(rows) - len(examples)}
         write_rows(run_dir.path / "samples.jsonl", rows)
         write_rows(run_dir.path / "answers.jsonl", [answer_of(row) for row in rows])
-        write_records(run_dir.path / "examples.jsonl", [example_of(*pair) for pair in zip(prompts, rows)])
+        write_records(run_dir.path / "examples.jsonl", examples)
         write_json(run_dir.path / "result.json", found)
         run_dir.log(len(rows), **{f"best_of/{k}": v for k, v in enumerate(found["expected_best"], 1)})
         run_dir.done()
@@ -141,9 +144,15 @@ def answer_of(row: dict[str, Any]) -> dict[str, Any]:
     return {"id": row["id"], "response": best["text"], "score": best["score"]}
 
 
-def example_of(prompt: Prompt, row: dict[str, Any]) -> Example:
-    """The prompt with its best response as a conversation to learn."""
-    best = row["samples"][row["best"]]["text"]
+def example_of(prompt: Prompt, row: dict[str, Any]) -> Example | None:
+    """The prompt with its best complete response as a conversation to learn, None without a complete one.
+
+    A response that ``max_new_tokens`` cut off would be learned with an end that the model did not give it.
+    """
+    complete = [sample for sample in row["samples"] if sample["complete"]]
+    if not complete:
+        return None
+    best = max(complete, key=lambda sample: sample["score"])["text"]
     turns = [Message(role="user", content=prompt.question), Message(role="assistant", content=best)]
     return Example(
         id=prompt.id,

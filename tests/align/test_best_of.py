@@ -14,13 +14,13 @@ import torch
 from PIL import Image as PilImage
 
 from align import best_of
-from align.best_of import Judge, expected_best, figures, kl_bound, run
+from align.best_of import Judge, answer_of, example_of, expected_best, figures, kl_bound, row_of, run
 from align.checkpoint import CheckpointError
 from align.config import BestOfSettings, LoraSettings, ModelSettings
 from align.models.tiny import build_tiny_llava
 from align.reward_model import RewardInfo, RewardModel, ScoreItem
 from data.jsonl import DataError, read_records, write_records
-from data.schema import Example, Facts, Image, Message, Prompt
+from data.schema import Example, Facts, Image, Message, Prompt, Response
 
 COLOURS = ("red", "green", "blue", "yellow")
 
@@ -164,13 +164,29 @@ def test_the_samples_are_those_of_the_model_alone(world: Path, done: Path):
     ]
 
 
-def test_the_answers_are_conversations_to_learn(done: Path):
+def test_the_best_complete_answers_are_conversations_to_learn(done: Path):
     records = list(read_records(done / "examples.jsonl", "example", strict=True))
-    rows = lines(done / "samples.jsonl")
-    for i, (record, row) in enumerate(zip(records, rows, strict=True)):
+    rows = {row["id"]: row for row in lines(done / "samples.jsonl")}
+    whole = {name: [s for s in row["samples"] if s["complete"]] for name, row in rows.items()}
+    assert [record.id for record in records] == [name for name, samples in whole.items() if samples]
+    for record in records:
         assert isinstance(record, Example)
-        assert (record.id, record.image, record.facts) == (row["id"], prompt(i).image, prompt(i).facts)
-        assert [m.content for m in record.messages] == [row["question"], row["samples"][row["best"]]["text"]]
+        asked, i = rows[record.id]["question"], int(record.id[1:])
+        best = max(whole[record.id], key=lambda s: s["score"])["text"]
+        assert (record.image, record.facts) == (prompt(i).image, prompt(i).facts)
+        assert [m.content for m in record.messages] == [asked, best]
+    found = json.loads((done / "result.json").read_text())
+    assert (found["examples"], found["none_complete"]) == (len(records), 10 - len(records))
+
+
+def test_an_answer_that_was_cut_off_is_not_learned():
+    told = [("cut off", 3.0, False), ("whole", 1.0, True), ("better", 2.0, True)]
+    responses = [Response(text=text, complete=complete) for text, _, complete in told]
+    row = row_of(prompt(1), responses, [score for _, score, _ in told])
+    assert answer_of(row)["response"] == "cut off"
+    example = example_of(prompt(1), row)
+    assert example is not None and example.messages[-1].content == "better"
+    assert example_of(prompt(1), row_of(prompt(1), responses[:1], [3.0])) is None
 
 
 def test_an_interrupted_run_ends_with_the_same_files(
