@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +27,13 @@ from align.models.lmm import (
     add_adapters,
     hidden_states,
     load,
+    logprobs_of,
     move,
-    token_logprobs,
     use_adapter,
 )
+from align.models.lora import lean
 from align.models.memory import any_process, checkpointed, shard
+from align.parts import parts
 from align.ppo_checks import check_belongs
 from align.render import Renderer
 from align.reward_model import (
@@ -70,37 +72,59 @@ class Sampled:
     #: the prompts: (messages, picture or its features)
     items: list[Item]
     renderer: Renderer
+    #: as many parts as any other process has, see :func:`align.models.memory.shard`
+    even: bool = False
 
     def __post_init__(self) -> None:
+        made = self.generated
         has_image = torch.tensor([image is not None for _, image in self.items])
         #: row of ``generated.features`` that belongs to each prompt
         self._feature_row = (has_image.cumsum(0) - 1).masked_fill(~has_image, -1)
-        self._prompt_length = self.generated.prompt_mask.sum(-1).tolist()
-        self._length = self.generated.response_mask.sum(-1).tolist()
+        self._prompt_length = made.prompt_mask.sum(-1).tolist()
+        self._length = made.response_mask.sum(-1).tolist()
+        lengths = zip(self._prompt_length, self._length)
+        whole = [
+            torch.cat([prompt[len(prompt) - p :], response[:n]])
+            for prompt, response, (p, n) in zip(made.prompt_ids, made.response_ids, lengths)
+        ]
+        #: (B, T) prompts and responses without a gap, padding behind them
+        self._whole = torch.nn.utils.rnn.pad_sequence(
+            whole, batch_first=True, padding_value=self.renderer.pad_id
+        )
 
-    def split(self, rows: Sequence[int], size: int) -> Iterator[list[int]]:
-        """The rows in parts of ``size``, rows of like length together, which saves padding."""
-        order = sorted(rows, key=lambda i: (self._length[i], self._prompt_length[i], i))
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
+    def split(self, rows: Sequence[int], size: int) -> list[list[int]]:
+        """The rows in parts of at most ``size``: :func:`align.parts.parts`."""
+        lengths = [self._prompt_length[i] + self._length[i] for i in rows]
+        return [[rows[k] for k in part] for part in parts(lengths, size, even=self.even)]
 
-    def batch(self, rows: Sequence[int]) -> tuple[Batch, Tensor | None, int]:
-        """Model inputs of some rows, their image features, and R, the longest response among them."""
+    def batch(self, rows: Sequence[int]) -> tuple[Batch, Tensor | None, Tensor, Tensor]:
+        """Model inputs of some rows and their image features; of their responses (b, R) the tokens, and the
+        places of the states that predict them. What a state says at padding means nothing.
+
+        Padding stands on the right: nothing ahead of it attends to it, so attention needs no mask and may
+        take its fastest path.
+        """
         made = self.generated
         index = torch.tensor(rows, device=made.response_ids.device)
         width = max(self._length[i] for i in rows)
-        responses = made.response_ids[index, :width], made.response_mask[index, :width]
+        targets = made.response_ids[index, :width]
         if made.features is None and any(self.items[i][1] is not None for i in rows):
             # another kind of model: its own processor makes the inputs again
             prompt = move(self.renderer.prompt_batch([self.items[i] for i in rows]), index.device)
+            seen = made.response_mask[index, :width]
             empty = prompt["input_ids"], prompt["attention_mask"]
-            return join(prompt, Generated(*empty, *responses, made.complete[index], None)), None, width
-        first = made.prompt_ids.shape[1] - max(self._prompt_length[i] for i in rows)
-        ids = torch.cat([made.prompt_ids[index, first:], responses[0]], dim=1)
-        mask = torch.cat([made.prompt_mask[index, first:], responses[1]], dim=1)
+            batch = join(prompt, Generated(*empty, targets, seen, made.complete[index], None))
+            first = torch.full_like(index, batch["input_ids"].shape[1] - width)
+            return batch, None, targets, self._places(first, width, batch["input_ids"].shape[1])
+        total = max(self._prompt_length[i] + self._length[i] for i in rows)
+        first = torch.tensor([self._prompt_length[i] for i in rows], device=index.device)
         pictured = [int(r) for r in self._feature_row[list(rows)] if r >= 0]
         features = made.features[pictured] if made.features is not None and pictured else None
-        return {"input_ids": ids, "attention_mask": mask}, features, width
+        batch = {"input_ids": self._whole[index, :total], "attention_mask": None}
+        return batch, features, targets, self._places(first, width, total)
+
+    def _places(self, first: Tensor, width: int, total: int) -> Tensor:
+        return (first[:, None] - 1 + torch.arange(width, device=first.device)).clamp(max=total - 1)
 
 
 class Actors:
@@ -144,6 +168,8 @@ class Actors:
         else:
             head = ScalarHead(lmm.model.config.get_text_config().hidden_size).to(lmm.device)
         reward.head.requires_grad_(False)
+        lean(lmm.model)
+        lean(reward.lmm.model)
         # no dropout: the ratio of new to old policy must compare one function
         lmm.model.eval()
         reward.lmm.model.eval()
@@ -184,21 +210,18 @@ class Actors:
         self, sampled: Sampled, rows: Sequence[int], with_entropy: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """The same, and the entropy of each of their distributions (b, r)."""
-        batch, features, width = sampled.batch(rows)
-        return token_logprobs(
-            self.lmm.model,
-            batch,
-            features,
-            response_len=width,
-            temperature=self.temperature,
-            with_entropy=with_entropy,
-        )
+        hidden, targets = self._hidden(sampled, rows)
+        return logprobs_of(self.lmm.model, hidden, targets, self.temperature, with_entropy)
 
     def values(self, sampled: Sampled, rows: Sequence[int]) -> Tensor:
         """(b, r) values of the states ahead of each response token, under the active adapter."""
-        batch, features, width = sampled.batch(rows)
+        return self.value_head(self._hidden(sampled, rows)[0])
+
+    def _hidden(self, sampled: Sampled, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(b, r, H) the states ahead of each response token, and (b, r) those tokens."""
+        batch, features, targets, places = sampled.batch(rows)
         hidden = hidden_states(self.lmm.model, batch, features)
-        return self.value_head(hidden[:, -width - 1 : -1])
+        return hidden.gather(1, places.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])), targets
 
     def checkpointed(self) -> AbstractContextManager[None]:
         """Inside, activations of passes with gradients are computed again, if the settings ask for it."""

@@ -6,6 +6,7 @@ sample anew. Here rows that have ended leave the batch, and the samples of one p
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from align.models.lmm import Lmm, is_llava, next_logits, position_ids, unwrap
 
@@ -21,6 +23,77 @@ from align.models.lmm import Lmm, is_llava, next_logits, position_ids, unwrap
 Choose: TypeAlias = Callable[[Tensor], Tensor]
 #: ended rows leave once they are this share of the batch: each time, keys and values are copied
 LEAVING = 0.1
+#: keys and values are made for so many tokens at once
+ROOM = 64
+
+
+def capacity(tokens: int) -> int:
+    """For how many tokens there is room once there are ``tokens``."""
+    return -(-tokens // ROOM) * ROOM
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values (B, heads, T, D) with room behind them; the stock layer copies all for each token."""
+
+    _room: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append the new tokens' (B, heads, t, D); returns all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before = self.get_seq_length()
+        after = before + key_states.shape[-2]
+        if self._room is None or self._room[0].shape[-2] < after:
+            self._room = tuple(
+                new.new_empty(*new.shape[:-2], capacity(after), new.shape[-1])
+                for new in (key_states, value_states)
+            )  # type: ignore[assignment]
+            if before:
+                for room, old in zip(self._room, (self.keys, self.values)):
+                    room[..., :before, :] = old
+        for room, new in zip(self._room, (key_states, value_states)):
+            room[..., before:after, :] = new
+        return self._show(after)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        length = self.get_seq_length()
+        if length and self._room is not None:
+            self._room = self._room[0][indices], self._room[1][indices]
+            self._show(length)
+
+    def join(self, other: RoomyLayer, first: int) -> None:
+        """The rows of ``other`` below these, of which tokens ahead of ``first`` are dropped; the shorter are
+        padded on the left."""
+        length = max(self.get_seq_length() - first, other.get_seq_length())
+        joined = []
+        for mine, theirs in (
+            (self.keys[..., first:, :], other.keys),
+            (self.values[..., first:, :], other.values),
+        ):
+            rows = len(mine) + len(theirs)
+            room = mine.new_empty(rows, mine.shape[1], capacity(length), mine.shape[-1])
+            for part, at in ((mine, slice(len(mine))), (theirs, slice(len(mine), rows))):
+                # masked, but attention multiplies them by 0: what was not written might be NaN
+                room[at, :, : length - part.shape[-2]] = 0
+                room[at, :, length - part.shape[-2] : length] = part
+            joined.append(room)
+        self._room = joined[0], joined[1]
+        self._show(length)
+
+    def _show(self, length: int) -> tuple[Tensor, Tensor]:
+        assert self._room is not None
+        self.keys, self.values = (room[..., :length, :] for room in self._room)
+        return self.keys, self.values
+
+
+def new_cache(base: Any) -> DynamicCache:
+    """An empty cache for the language model of ``base``."""
+    cache = DynamicCache(config=base.config.get_text_config())
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 @dataclass
@@ -38,6 +111,17 @@ class Read:
         self.cache.batch_select_indices(rows)
         self.mask, self.logits = self.mask[rows], self.logits[rows]
 
+    def join(self, other: Read) -> None:
+        """The rows of ``other``, which is used up, below these. Both caches are of ``RoomyLayer`` alone."""
+        first = int(self.mask.any(0).long().argmax())
+        mine, theirs = self.mask[:, first:], other.mask
+        for layer, more in zip(self.cache.layers, other.cache.layers):
+            layer.join(more, first)
+        width = max(mine.shape[1], theirs.shape[1])
+        padded = [torch.nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask in (mine, theirs)]
+        self.mask = torch.cat(padded)
+        self.logits = torch.cat([self.logits, other.logits])
+
 
 def is_able(lmm: Lmm) -> bool:
     """Whether the loop serves this model: a LLaVA whose language model does not attend to a window only.
@@ -52,19 +136,24 @@ def is_able(lmm: Lmm) -> bool:
 
 def read(base: Any, inputs: Tensor, mask: Tensor) -> Read:
     """Read left padded prompts, given as embeddings (B, T, H) and their mask (B, T)."""
-    return forward(base, DynamicCache(config=base.config.get_text_config()), inputs, mask)
+    return forward(base, new_cache(base), inputs, mask)
 
 
 def forward(base: Any, cache: DynamicCache, inputs: Tensor, mask: Tensor, *, logits: bool = True) -> Read:
     """One pass over the last ``inputs.shape[1]`` tokens of rows whose whole mask is (B, T)."""
     positions = position_ids(mask)[:, -inputs.shape[1] :]
     language = base.model.language_model
-    # transformers 5.24 renamed it
-    name = "cache" if "cache" in inspect.signature(language.forward).parameters else "past_key_values"
+    named = {_cache_name(type(language)): cache}
     hidden = language(
-        inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=True, **{name: cache}
+        inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=True, **named
     ).last_hidden_state
     return Read(cache, mask, next_logits(base, hidden[:, -1]) if logits else hidden[:, -1])
+
+
+@functools.cache
+def _cache_name(kind: type) -> str:
+    # transformers 5.24 renamed it
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -99,30 +188,43 @@ def decode(
     never: Sequence[int],
     max_new_tokens: int,
     any_going: Callable[[bool], bool] = bool,
+    more: Callable[[int], Read | None] | None = None,
 ) -> list[tuple[list[int], bool]]:
     """Each row's tokens (its end token included) and whether the end came; ``state`` is used up.
 
     ``ends`` are end tokens, ``never`` are never chosen. ``any_going``: :attr:`Lmm.any_going`; as long as it
-    is true one row goes on, unheard.
+    is true one row goes on, unheard. ``more(n)`` reads up to n rows that take the places of ended ones, or
+    gives None when there are none left; they come behind the others in what is returned.
     """
+    size = len(state.mask)
     found: list[list[int]] = [[] for _ in state.mask]
-    complete = [False] * len(found)
-    left = list(range(len(found)))
-    for step in range(max_new_tokens):
+    complete = [False] * size
+    left = list(range(size))
+    while True:
         state.logits[:, list(never)] = float("-inf")
         chosen = choose(state.logits)
         for row, token in zip(left, chosen.tolist()):
-            if not complete[row]:
+            if not complete[row] and len(found[row]) < max_new_tokens:
                 found[row].append(token)
                 complete[row] = token in ends
-        going = [k for k, row in enumerate(left) if not complete[row]]
-        if not any_going(bool(going)) or step + 1 == max_new_tokens:
+        going = [k for k, row in enumerate(left) if not complete[row] and len(found[row]) < max_new_tokens]
+        fresh = more(size - len(going)) if more and len(going) <= (1 - LEAVING) * size else None
+        if fresh is None and not any_going(bool(going)):
             break
-        going = going or [0]
-        if len(going) <= (1 - LEAVING) * len(left):
-            rows = torch.tensor(going, device=chosen.device)
-            state.keep(rows)
-            left, chosen = [left[k] for k in going], chosen[rows]
-        mask = torch.cat([state.mask, state.mask.new_ones(len(left), 1)], dim=1)
-        state = forward(base, state.cache, base.get_input_embeddings()(chosen[:, None]), mask)
+        if going or fresh is None:
+            leave = fresh is not None or len(going) <= (1 - LEAVING) * len(left)
+            going = going or [0]
+            if leave:
+                rows = torch.tensor(going, device=chosen.device)
+                state.keep(rows)
+                left, chosen = [left[k] for k in going], chosen[rows]
+            mask = torch.cat([state.mask, state.mask.new_ones(len(left), 1)], dim=1)
+            state = forward(base, state.cache, base.get_input_embeddings()(chosen[:, None]), mask)
+        if fresh is not None:
+            if going:
+                state.join(fresh)
+            left = [*(left if going else []), *range(len(found), len(found) + len(fresh.mask))]
+            state = state if going else fresh
+            found += [[] for _ in fresh.mask]
+            complete += [False] * len(fresh.mask)
     return list(zip(found, complete))

@@ -19,6 +19,8 @@ from align.render import ImageInput, Renderer
 from data.schema import Message, Response
 
 Item: TypeAlias = tuple[Sequence[Message], ImageInput]
+#: of some items: prompt ids and mask (b, p), response ids (b·num_return, r), image features
+Part: TypeAlias = tuple[Tensor, Tensor, Tensor, "Tensor | None"]
 #: wraps the iteration over batches, e.g. tqdm
 Progress: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -132,8 +134,8 @@ def rollout_tokens(
 ) -> Generated:
     """Sample from the active adapter; rows are item 0's ``num_return`` samples, then item 1's, and so on.
 
-    Items are generated ``settings.batch_size`` rows at a time, sorted by length; the result is in their
-    order.
+    Items are generated ``settings.batch_size`` rows at a time, sorted by length; where the model allows it,
+    rows that have ended make place for the next. The result is in the items' order.
     """
     if not items:
         raise ValueError("no items to generate from; give at least one")
@@ -143,11 +145,20 @@ def rollout_tokens(
         lengths = renderer.prompt_lengths(items)
         order.sort(key=lambda i: (-lengths[i], i))
     ends = end_ids(lmm, renderer)
-    parts = []
+    # an image token in a response would ask for features when the response is scored
+    never = [renderer.image_token_id]
+    ranked = [items[i] for i in order]
+    # weights that are split over processes: all must read and write equally often
+    flows = decode.is_able(lmm) and lmm.any_going is None
+    runs = [ranked] if flows else [ranked[at : at + chunk] for at in range(0, len(ranked), chunk)]
+    parts: list[Part] = []
     with inference(lmm.model), seeded(seed, lmm.device):
-        for start in range(0, len(order), chunk):
-            chosen = [items[i] for i in order[start : start + chunk]]
-            parts.append(_run(lmm, renderer, chosen, settings, ends, num_return))
+        for run in runs:
+            if decode.is_able(lmm):
+                parts += _decode(lmm, renderer, run, settings, ends, never, num_return)
+            else:
+                config = decoding(settings, ends, renderer.pad_id, num_return=num_return, never=never)
+                parts.append(_generate(lmm, renderer, run, config))
     return _assemble(parts, order, items, num_return, ends, renderer.pad_id)
 
 
@@ -223,46 +234,58 @@ def decoding(
     )
 
 
-def _run(
+def _generate(lmm: Lmm, renderer: Renderer, items: Sequence[Item], config: GenerationConfig) -> Part:
+    """One batch by transformers' own loop."""
+    base = unwrap(lmm.model)
+    how: dict[str, Any] = {"generation_config": config, "synced_gpus": lmm.any_going is not None}
+    if not is_llava(base):
+        batch = move(renderer.prompt_batch(items), lmm.device)
+        ids = base.generate(**batch, **how)[:, batch["input_ids"].shape[1] :]
+        return batch["input_ids"], batch["attention_mask"], ids, None
+    batch = move(renderer.prompt_batch(_encode_once(lmm, renderer, items)), lmm.device)
+    features, mask = image_features(base, batch), batch["attention_mask"]
+    ids = base.generate(inputs_embeds=embed(base, batch, features), attention_mask=mask, **how)
+    return batch["input_ids"], mask, ids, features
+
+
+def _decode(
     lmm: Lmm,
     renderer: Renderer,
     items: Sequence[Item],
     settings: GenerateSettings,
     ends: list[int],
+    never: list[int],
     num_return: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """One batch: prompt ids and mask (b, p), response ids (b·num_return, r), image features."""
-    base = unwrap(lmm.model)
-    # an image token in a response would ask for features when the response is scored
-    never = [renderer.image_token_id]
-    config = decoding(settings, ends, renderer.pad_id, num_return=num_return, never=never)
-    together = lmm.any_going is not None
-    if not is_llava(base):
-        batch = move(renderer.prompt_batch(items), lmm.device)
-        ids = base.generate(**batch, generation_config=config, synced_gpus=together)
-        ids = ids[:, batch["input_ids"].shape[1] :]
-        return batch["input_ids"], batch["attention_mask"], ids, None
-    batch = move(renderer.prompt_batch(_encode_once(lmm, renderer, items)), lmm.device)
-    features = image_features(base, batch)
-    # what was read is not kept while responses are written
-    batch.pop("vision_features", None)
-    mask = batch["attention_mask"]
-    if not decode.is_able(lmm):
-        ids = base.generate(
-            inputs_embeds=embed(base, batch, features),
-            attention_mask=mask,
-            generation_config=config,
-            synced_gpus=together,
-        )
-        return batch["input_ids"], mask, ids, features
-    state = decode.read(base, embed(base, batch, features), mask)
-    if num_return > 1:
-        state.keep(torch.arange(len(mask), device=lmm.device).repeat_interleave(num_return))
+) -> list[Part]:
+    """All items by our loop, in the parts in which their prompts were read."""
+    base, rest, read = unwrap(lmm.model), list(items), []
+
+    def more(rows: int) -> decode.Read | None:
+        chosen = rest[: rows // num_return]
+        if not chosen:
+            return None
+        del rest[: len(chosen)]
+        batch = move(renderer.prompt_batch(_encode_once(lmm, renderer, chosen)), lmm.device)
+        features, mask = image_features(base, batch), batch["attention_mask"]
+        # what was read is not kept while responses are written
+        batch.pop("vision_features", None)
+        state = decode.read(base, embed(base, batch, features), mask)
+        if num_return > 1:
+            state.keep(torch.arange(len(mask), device=lmm.device).repeat_interleave(num_return))
+        read.append((batch["input_ids"], mask, features))
+        return state
+
     choose = decode.sampler(settings.temperature, settings.top_p) if settings.temperature else decode.greedy
-    said = decode.decode(base, state, choose, ends, never, settings.max_new_tokens, lmm.any_going or bool)
-    rows = [torch.tensor(tokens, device=lmm.device) for tokens, _ in said]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=renderer.pad_id)
-    return batch["input_ids"], mask, ids, features
+    first = more(max(settings.batch_size, num_return))
+    assert first is not None
+    limit, going = settings.max_new_tokens, lmm.any_going or bool
+    said = iter(decode.decode(base, first, choose, ends, never, limit, going, more))
+    parts: list[Part] = []
+    for ids, mask, features in read:
+        rows = [torch.tensor(next(said)[0], device=lmm.device) for _ in range(len(ids) * num_return)]
+        written = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=renderer.pad_id)
+        parts.append((ids, mask, written, features))
+    return parts
 
 
 def _encode_once(lmm: Lmm, renderer: Renderer, items: Sequence[Item]) -> list[Item]:
@@ -277,7 +300,7 @@ def _encode_once(lmm: Lmm, renderer: Renderer, items: Sequence[Item]) -> list[It
 
 
 def _assemble(
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor | None]],
+    parts: list[Part],
     order: list[int],
     items: Sequence[Item],
     num_return: int,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from align.actors import POLICY, VALUE
 from align.config import PpoSettings
-from align.decode import is_able, read
+from align.decode import ROOM, capacity, is_able, read
 from align.footprint import over_depth, peak_of
 from align.meta import META, Build, held, size
 from align.models.lmm import (
@@ -169,12 +169,16 @@ class Passes:
         """Rollouts: encode the pictures, read the prompts, write, put the batches together."""
         text = unwrap(self.build.model).config.get_text_config()
         itemsize = self.dtype.itemsize
-        cache = cache_bytes(text, self.written, self.lengths.row, itemsize)
+        columns = capacity(self.lengths.row)
+        cache = cache_bytes(text, self.written, columns, itemsize)
+        # a layer's old ones, while it gets more room
+        grows = capacity(self.lengths.asked) < columns
+        old = grows * cache_bytes(text, self.written, columns - ROOM, itemsize) // text.num_hidden_layers
         # raw, in float32, as probabilities, and a copy ahead of the choice
         logits = self.written * text.vocab_size * (itemsize + 12)
         name = "rollout: read prompts"
         found = [Phase(name, (*pictures, self._pass(name, self._read, self.written)))]
-        step = Part("one layer's new keys, and logits", cache // (2 * text.num_hidden_layers) + logits, False)
+        step = Part("logits, or one layer's keys and values while they move", max(old, logits), False)
         found.append(Phase("rollout: write responses", (*pictures, Part("keys and values", cache), step)))
         if not pictures:
             return found

@@ -204,7 +204,7 @@ class Ppo:
         made = rollout_tokens(
             actors.lmm, actors.renderer, items, s.generate, seed=step_seed(s.seed, "rollout", step, rank)
         )
-        sampled = Sampled(made, items, actors.renderer)
+        sampled = Sampled(made, items, actors.renderer, even=s.shard_base)
         judged = actors.judge_tokens(sampled, self.rows_at_once)
         logprobs, reference, values = judged.logprobs, judged.ref_logprobs, judged.values
         if step == 0:

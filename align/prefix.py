@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from align import decode
 from align.models.lmm import Lmm, embed, image_features, move, unwrap
@@ -64,7 +63,7 @@ def read(lmm: Lmm, renderer: Renderer, items: Sequence[Item]) -> decode.Read:
     features = image_features(base, alone)
     prefix = torch.stack([rows[k][:length] for k in first])
     inputs = embed(base, {"input_ids": prefix}, features)
-    cache = DynamicCache(config=base.config.get_text_config())
+    cache = decode.new_cache(base)
     decode.forward(base, cache, inputs, torch.ones_like(prefix), logits=False)
     cache.batch_select_indices(of)
     width = max(len(row) for row in rows) - length

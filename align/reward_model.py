@@ -36,6 +36,7 @@ from align.models.lmm import (
     use_adapter,
 )
 from align.pairs import check_facts
+from align.parts import parts
 from align.render import IGNORE, REWARD_TEMPLATE, ImageInput, Renderer, facts_text
 from align.template import check_template
 from data.jsonl import read_json, write_json, write_text
@@ -267,10 +268,12 @@ class RewardModel:
         if not items:
             return torch.empty(0)
         self.activate()
-        order = sorted(range(len(items)), key=lambda i: (-len(items[i].response), i))
+        shown = [
+            (i.messages, i.response, self.facts_of(i.id, i.facts, seed), i.image is not None) for i in items
+        ]
+        lengths = self.renderer.reward_lengths(shown, self.info.template)
         scores = torch.empty(len(items))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in parts(lengths, batch_size, even=self.lmm.any_going is not None):
             scores[rows] = self.forward([items[i] for i in rows], seed, max_length).float().cpu()
         return scores
 

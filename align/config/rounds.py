@@ -20,7 +20,7 @@ FILLED = "filled in by the rounds"
 
 
 class Filled(Settings):
-    """The settings of a stage that the rounds fill in; no run's own, whose defaults would hide the stage's."""
+    """The settings of a stage that the rounds fill in; no run's own: its defaults would hide the stage's."""
 
     output: str = Field(FILLED, exclude=True)
     seed: int = Field(0, exclude=True)

@@ -287,7 +287,7 @@ def hidden_states(model: Any, batch: Batch, features: Tensor | None = None) -> T
     output = base.model.language_model(
         inputs_embeds=embed(model, batch, features),
         attention_mask=mask,
-        position_ids=position_ids(mask),
+        position_ids=None if mask is None else position_ids(mask),
         use_cache=False,
     )
     return output.last_hidden_state

@@ -188,9 +188,9 @@ def test_each_setting_moves_its_own_phase(world: Path) -> None:
     assert moved(micro_batch=2) == scoring | update
     assert moved(gradient_checkpointing=True) == update
     assert moved(generate={"max_new_tokens": 40, "batch_size": 4}) == writing
+    # keys and values are made for 64 tokens at once, which hold either
     assert moved(generate={"max_new_tokens": 20, "batch_size": 8}) == scoring | update | {
-        "rollout: write responses",
-        "update: optimizer step",
+        "update: optimizer step"
     }
 
 

@@ -63,7 +63,10 @@ def test_each_value_by_hand(tmp_path: Path) -> None:
         "step": 4, "id": "a", "image": {"id": "i", "path": "x/i.png"}, "question": "What?",
         "facts": "facts of a", "response": "A dog</s>", "score": 1.5, "reward": 3.0,
         "parts": {"length": -0.5, "mine": 2.0}, "kl": 1.0,
-        "moved": [{"at": 1, "token": " dog", "log_ratio": 1.5}, {"at": 2, "token": "</s>", "log_ratio": -0.5}],
+        "moved": [
+            {"at": 1, "token": " dog", "log_ratio": 1.5},
+            {"at": 2, "token": "</s>", "log_ratio": -0.5},
+        ],
         "value": 0.25, "return": 0.75, "advantage": {"mean": 1.0, "min": -2.0, "max": 4.0},
         "tokens": 3, "complete": True,
     }  # fmt: skip
