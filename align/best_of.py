@@ -64,7 +64,7 @@ def run(settings: BestOfSettings) -> Path:
         if settings.resume:
             run_dir.truncate_metrics(-1)
         parts = judged_parts(settings, prompts, run_dir.path / "parts")
-        rows = [row for part in parts for _, row in read_rows(part) if isinstance(row, dict)]
+        rows = [row for part in parts for row in rows_of(part)]
         found = figures([[s["score"] for s in row["samples"]] for row in rows])
         pairs = zip(prompts, rows, strict=True)
         examples = [example for pair in pairs if (example := example_of(*pair)) is not None]
@@ -194,6 +194,14 @@ def check_part(file: Path, prompts: Sequence[Prompt]) -> None:
                 f"{file}: answers other prompts than the data now holds; choose another output, or give the "
                 "data that the run was started with"
             )
+
+
+def rows_of(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a part. Raises DataError for a damaged line."""
+    for _, row in read_rows(file):
+        if isinstance(row, DataError):
+            raise row
+        yield row
 
 
 # --- how good n is ---

@@ -2,7 +2,8 @@
 
 Both sample several responses a prompt and judge each against its group, without a value model (Shao et al.
 2024; Ahmadian et al. 2024). The prompts come in PPO's order, a function of the seed alone. TRL renders them
-itself; before the first step its tokens are compared with ``align.render``'s.
+itself; before the first step its tokens and pixels for the file's first prompts are compared with
+``align.render``'s.
 """
 
 from __future__ import annotations

@@ -209,6 +209,16 @@ def test_an_interrupted_run_ends_with_the_same_files(
         assert (output / name).read_bytes() == (done / name).read_bytes()
 
 
+def test_a_damaged_line_of_a_part_is_told(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Left out, it would put every later prompt beside another's answer."""
+    part = tmp_path / "part.jsonl"
+    part.write_text('{"id": "q0", "samples": [{"score": 1.0}]}\n{"id": "q1", \n')
+    monkeypatch.setattr(best_of, "judged_parts", lambda *_: [part])
+    with pytest.raises(DataError, match=r"part\.jsonl:2"):
+        run(settings(world, tmp_path / "run"))
+    assert not (tmp_path / "run/examples.jsonl").exists()
+
+
 def test_parts_of_other_prompts_are_refused(world: Path, done: Path, tmp_path: Path):
     output = tmp_path / "run"
     run(settings(world, output))
