@@ -151,7 +151,7 @@ def forward(base: Any, cache: DynamicCache, inputs: Tensor, mask: Tensor, *, log
 
 
 @functools.cache
-def _cache_name(kind: type) -> str:
+def _cache_name(kind: Any) -> str:
     # transformers 5.24 renamed it
     return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 

@@ -162,7 +162,7 @@ def prepare(lmm: Lmm, settings: SftSettings) -> None:
 
 
 def check_cacheable(lmm: Lmm, learning: Collection[str]) -> None:
-    """Raise ModelError unless ``keep_features`` can stand for the tower; ``learning``: the parts that learn."""
+    """Raise ModelError unless ``keep_features`` can stand for the tower; ``learning``: parts that learn."""
     if "vision" in learning or not is_llava(lmm.model):
         raise ModelError(
             "cache_features needs a frozen tower of a LLaVA model; drop it, or vision in train_parts"

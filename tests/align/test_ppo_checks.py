@@ -97,9 +97,7 @@ def test_what_a_run_s_steps_follow_from(folder: Path, tmp_path: Path) -> None:
     s = settings(folder, tmp_path)
     then = belongs(s)
     check_belongs(then, belongs(s), tmp_path)
-    with pytest.raises(
-        CheckpointError, match=r"with 1 processes, and there are 2.*start it as then"
-    ):
+    with pytest.raises(CheckpointError, match=r"with 1 processes, and there are 2.*start it as then"):
         check_belongs(then, belongs(s, 2), tmp_path)
     # an id, a question or a weight more or less
     reward = tmp_path / "reward"
