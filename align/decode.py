@@ -143,7 +143,8 @@ def forward(base: Any, cache: DynamicCache, inputs: Tensor, mask: Tensor, *, log
     """One pass over the last ``inputs.shape[1]`` tokens of rows whose whole mask is (B, T)."""
     positions = position_ids(mask)[:, -inputs.shape[1] :]
     language = base.model.language_model
-    named = {_cache_name(type(language)): cache}
+    kind: Any = type(language)
+    named = {_cache_name(kind): cache}
     hidden = language(
         inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=True, **named
     ).last_hidden_state
