@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Protocol
 
 import numpy as np
@@ -260,9 +261,7 @@ def by_length(
     equal = np.abs(longer) <= EQUAL_LENGTH
     bins = {"all": np.ones(len(right), dtype=bool), "shorter": ~equal & (longer < 0), "equal": equal,
             "longer": ~equal & (longer > 0)}  # fmt: skip
-    return {
-        name: Share.of(right[rows], [names[i] for i in np.flatnonzero(rows)]) for name, rows in bins.items()
-    }
+    return {name: Share.of(right[rows], list(compress(names, rows))) for name, rows in bins.items()}
 
 
 def label_agreement(pairs: Sequence[Pair]) -> Share | None:

@@ -153,8 +153,11 @@ def fingerprint(info: RewardInfo, head: Path) -> str:
 
 def sha256_of(file: Path) -> str:
     """Of its bytes, in hexadecimal."""
+    digest = hashlib.sha256()
     with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        while part := opened.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def same_base(a: ModelSettings, b: ModelSettings) -> bool:

@@ -271,7 +271,8 @@ def agreement(
     lengths = column("tokens", "chosen"), column("tokens", "rejected")
     clusters = [pair.cluster for pair in pairs]
     bins = by_length(column("score", "chosen"), column("score", "rejected"), *lengths, clusters)
-    shorter = by_length(*([-n for n in side] for side in lengths), *lengths, clusters)["all"]
+    negated = [[-float(n) for n in side] for side in lengths]
+    shorter = by_length(negated[0], negated[1], *lengths, clusters)["all"]
     told = {name: _plain(asdict(share)) for name, share in bins.items()}
     return {
         "target": target, **told, "shorter_is_better": _plain(asdict(shorter)),
