@@ -17,6 +17,7 @@ from align.checkpoint import RunDir
 from align.config import DpoSettings, LoraSettings, ModelSettings
 from align.models.lmm import Lmm, add_adapters, load
 from align.models.tiny import build_tiny_llava
+from align.pairs import wilson
 from align.preference import PairCollator, Pairs, PairTrainer, last_turn, log_ratios, read_pairs, run
 from align.render import IGNORE, Renderer
 from align.sft_trainer import ByLength
@@ -200,6 +201,10 @@ def test_it_raises_the_margin_of_its_pairs(world: Path, trained: Path, lmm: Lmm)
     assert {"loss", "lr", "grad_norm", "epoch", "rewards/margins", "logps/chosen"} <= rows[0].keys()
     held = rows[-1]
     assert (held["heldout/accuracy"], held["heldout/n"]) == (1, 4) and held["heldout/margin"] > 0.5
+    # pairs of one picture count once where all are right
+    pictures = len({pair.cluster for pair in read_pairs(settings(world, trained))[1]})
+    low, high = wilson(pictures, pictures)
+    assert pictures < 4 and (held["heldout/low"], held["heldout/high"]) == pytest.approx((low, high))
     assert json.loads((trained / "result.json").read_text())["heldout/margin"] == held["heldout/margin"]
 
 
