@@ -19,15 +19,18 @@ from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
 from align.checkpoint import RunDir
-from align.config import DataSettings, DpoSettings
+from align.config import DataSettings, DpoSettings, is_hub_id
+from align.context import window
 from align.generate import inference
 from align.launch import one_process
+from align.meta import read_config
 from align.models.lmm import (
     Lmm,
     adapters_off,
     check_model,
     hidden_states,
     load,
+    load_processor,
     logprobs_of,
     lora_config,
     move,
@@ -54,7 +57,8 @@ def run(settings: DpoSettings) -> Path:
     held-out pairs its last line has theirs (heldout/…), also in ``result.json``.
 
     Raises:
-        DataError: unreadable preferences, none that ``target`` decides, or none within ``max_length``.
+        DataError: unreadable preferences, none that ``target`` decides, none within ``max_length``, or some
+            beyond the model's context.
         ModelError: the checkpoint is no multimodal model, or ``cache_features`` does not suit it.
         TrainingError: a loss or gradient that is not finite. LaunchError: one of several processes.
     """
@@ -68,6 +72,7 @@ def run(settings: DpoSettings) -> Path:
     rejects = Rejects()
     pairs, held, skipped = read_pairs(settings, rejects)
     check_model(settings.model)
+    check_lengths(settings, pairs, held)
     if settings.dry_run:
         return output
     with RunDir.create(settings.output, settings, "dpo") as run_dir:
@@ -110,6 +115,28 @@ def read_pairs(
 def _read(data: DataSettings, rejects: Rejects | None) -> list[Preference]:
     records = load_records(want="preference", **data.model_dump(), rejects=rejects)
     return [record for record in records if isinstance(record, Preference)]
+
+
+def check_lengths(settings: DpoSettings, pairs: Sequence[Pair], held: Sequence[Pair]) -> None:
+    """Every pair that the run will read must fit the model's context; no weights are read.
+
+    Pictures of other models than LLaVA count as one token; a dry run does not look up Hub ids. Raises
+    DataError with the pair, its tokens and the mend.
+    """
+    if settings.dry_run and is_hub_id(settings.model.path):
+        return
+    limit = window(read_config(settings.model))
+    if limit is None:
+        return
+    renderer = Renderer(load_processor(settings.model))
+    for part in (Pairs(pairs, renderer, settings), Pairs(held, renderer, settings, settings.eval_data)):
+        longest = max(part.lengths, default=0)
+        if longest > limit:
+            rule = (
+                f"pair {part.pairs[part.lengths.index(longest)].id!r} takes {longest} tokens (with its "
+                f"picture), and the context of {settings.model.path} is {limit}"
+            )
+            raise DataError(rule, key="max_length", mend=f"set it to {limit}: longer pairs are then left out")
 
 
 def conversation(pair: Pair, response: str) -> Example:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,24 @@ def test_heldout_pictures_are_below_their_own_root(
 def test_a_dry_run_loads_nothing(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(preference, "load", lambda *_: pytest.fail("a dry run loaded weights"))
     run(settings(world, tmp_path / "run", dry_run=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_pairs_beyond_the_context_are_refused_ahead_of_any_weights(
+    world: Path, tmp_path: Path, lmm: Lmm, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(preference, "load", lambda *_: pytest.fail("weights were loaded"))
+    pairs = collator(lmm, world, holdout=0).pairs
+    longest = max(pairs.lengths)
+    name = pairs.pairs[pairs.lengths.index(longest)].id
+    shutil.copytree(world / "base", tmp_path / "base")
+    config = json.loads((tmp_path / "base/config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = longest - 1
+    (tmp_path / "base/config.json").write_text(json.dumps(config))
+    short = {"model": {"path": str(tmp_path / "base"), "device": "cpu"}, "holdout": 0}
+    rule = rf"pair '{name}' takes {longest} tokens .* is {longest - 1}; set it to {longest - 1}: longer pairs"
+    with pytest.raises(DataError, match=rule):
+        run(settings(world, tmp_path / "run", **short))
     assert not (tmp_path / "run").exists()
 
 
