@@ -27,7 +27,7 @@ from apps.annotate.store import Store, open_store
 from apps.annotate.tables import assignments, events, pairs
 from data.convert import Source
 from data.jsonl import write_records
-from data.schema import HALLUCINATION, Image, Message, Preference, Response
+from data.schema import Image, Message, Preference, Response
 
 PASSWORD = "a long enough one"
 CHEAP = Cost(n=2, r=1, p=1)
@@ -107,7 +107,8 @@ def vote_on_all(store: Store, user: int, wanted: int) -> None:
         made = {"at": 0.0, "user_id": user, "kind": "vote", "hallucination": 0, "flipped": 0}
         given = {"user_id": user, "flipped": 0, "state": "voted", "served": 0.0, "expires": 0.0}
         connection.execute(insert(events), [made | {"pair_n": n, "token": f"token-{n}"} for n in numbers])
-        numbered = connection.execute(select(events.c.pair_n, events.c.id)).all()
+        own = select(events.c.pair_n, events.c.id).where(events.c.user_id == user)
+        numbered = connection.execute(own).all()
         connection.execute(insert(assignments), [given | {"pair_n": n, "event_id": e} for n, e in numbered])
         connection.execute(pairs.update().where(pairs.c.n.in_(select(events.c.pair_n))).values(votes=1))
         connection.execute(pairs.update().where(pairs.c.votes >= pairs.c.wanted).values(open=0))
@@ -162,5 +163,5 @@ def test_a_labeler_far_ahead_of_the_others(tmp_path: Path) -> None:
     cpu = (time.process_time() - start) / 50
     print(f"\na pair and a vote, 10,000 pairs ahead of the others: {cpu * 1e3:.1f} ms of CPU")
     assert cpu < 0.05
-    assert service.progress(ann).pairs == 12_000 and HALLUCINATION
+    assert service.progress(ann).pairs == 12_000
     store.close()

@@ -132,6 +132,20 @@ def test_a_lease_is_renewed(make_project: MakeProject) -> None:
     refusal("lease_lost", project.service.renew, project.user("ann"), held.pair)
 
 
+def test_a_stale_tab_does_not_hold_a_second_pair(project: Project) -> None:
+    stale = project.task("ann")
+    project.clock.now += 600
+    project.vote("bob")
+    held = project.task("ann")
+    assert held.pair != stale.pair
+    refusal("lease_lost", project.service.renew, project.user("ann"), stale.pair)
+    # its place is free again, and yet one pair at a time
+    project.service.undo(project.user("bob"), project.token())
+    project.service.release(project.user("bob"))
+    refusal("lease_lost", project.service.renew, project.user("ann"), stale.pair)
+    assert project.task("ann").pair == held.pair
+
+
 def test_no_more_votes_than_wanted(make_project: MakeProject) -> None:
     project = make_project(2, labels=2, overlap_labels=2)
     for name in ("ann", "bob", "cid", "dan"):
