@@ -15,7 +15,7 @@ from align.diagnose import PpoError
 from align.ppo import Ppo, run
 from align.ppo_checks import belongings, check, check_belongs, check_processes, check_same_step, read_prompts
 from align.rollout_log import truncate_rollouts
-from data.jsonl import DataError
+from data.jsonl import DataError, read_json, write_json
 from tests.align.test_ppo import settings, world  # noqa: F401
 
 
@@ -108,6 +108,14 @@ def test_what_a_run_s_steps_follow_from(folder: Path, tmp_path: Path) -> None:
     card = (reward / "README.md").read_text()
     (reward / "README.md").write_text(card + "more")
     check_belongs(then, belongs(moved), tmp_path)
+    # an older folder, which does not say of itself what its weights were
+    kept = {
+        k: v
+        for k, v in read_json(reward / "reward.json").items()
+        if k not in ("fingerprint", "adapter_sha256")
+    }
+    write_json(reward / "reward.json", kept)
+    then = belongs(moved)
     weights = (reward / "adapter_model.safetensors").read_bytes()
     (reward / "adapter_model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     assert data == (reward / "head.safetensors").read_bytes()
