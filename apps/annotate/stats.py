@@ -223,7 +223,8 @@ def _share_by_pair(values: list[tuple[int, bool]]) -> dict[str, Any]:
     if not values:
         return Interval(math.nan, math.nan, math.nan, 0).as_dict()
     columns, clusters = mean_columns([right for _, right in values]), [n for n, _ in values]
-    return bootstraps(columns, {"share": ratio}, clusters=clusters)["share"].as_dict()
+    found = bootstraps(columns, {"share": ratio}, clusters=clusters, n_boot=_resamples(len(values)))
+    return found["share"].as_dict()
 
 
 # --- labelers ---
@@ -311,4 +312,9 @@ def _median(values: Sequence[float | None]) -> float | None:
 def _share(values: Sequence[float]) -> dict[str, float | int | None]:
     if not values:
         return Interval(math.nan, math.nan, math.nan, 0).as_dict()
-    return mean_interval(values).as_dict()
+    return mean_interval(values, n_boot=_resamples(len(values))).as_dict()
+
+
+def _resamples(items: int) -> int:
+    """Fewer of many items, so that a page of figures does not take minutes: their intervals are narrow."""
+    return max(200, min(1000, 10_000_000 // max(items, 1)))
