@@ -10,6 +10,7 @@
     POST /api/admin/labeler     {name, disabled?, limit?, retake?}
     GET  /api/admin/rules                                -> assign.Rules
     POST /api/admin/rules       {lease?, ...}            -> assign.Rules
+    GET  /api/admin/sizes                                -> exports.sizes, and which layouts there are
     GET  /api/admin/export?labels=majority&to=schema     -> the file
 
 Choices are by response index in the data's order; null is a tie.
@@ -126,6 +127,12 @@ class AdminApi(Api):
         changes = body.model_dump(exclude_none=True)
         return await self.run(request, lambda _: self.service.set_rules(changes), ADMIN)
 
+    async def sizes(self, request: Request) -> Response:
+        def work(_: Session) -> object:
+            return {"labels": self.service.export_sizes(), "targets": TARGETS}
+
+        return await self.run(request, work, ADMIN)
+
     async def export(self, request: Request) -> Response:
         labels, to = (request.query_params.get(k, d) for k, d in (("labels", "majority"), ("to", "schema")))
         if labels not in LABELS or to not in TARGETS:
@@ -167,7 +174,7 @@ def add_routes(app: FastAPI, service: Service, site: Site) -> None:
     api = AdminApi(service, site)
     gets = {
         "overview": api.overview, "labelers": api.labelers, "agreement": api.agreement, "bias": api.bias,
-        "disputed": api.disputed, "export": api.export,
+        "disputed": api.disputed, "sizes": api.sizes, "export": api.export,
     }  # fmt: skip
     posts = {"adjudicate": api.adjudicate, "invite": api.invite, "labeler": api.labeler}
     for method, endpoints in (("GET", gets), ("POST", posts)):

@@ -15,7 +15,7 @@ votes of a project and are left out.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -81,6 +81,29 @@ def export(
     return outcome
 
 
+def sizes(connection: Connection) -> dict[str, dict[str, int]]:
+    """For each kind of labels, what ``export`` would find: records in all, and ties among them."""
+    stands = and_(assignments.c.event_id == events.c.id, assignments.c.state == VOTED)
+    query = (
+        select(pairs.c.n, events.c.hallucination, events.c.helpfulness)
+        .join(assignments, stands)
+        .join(pairs, pairs.c.n == events.c.pair_n)
+        .where(pairs.c.role == WORK)
+    )
+    votes: dict[int, Counter[int | None]] = defaultdict(Counter)
+    for n, *said in connection.execute(query):
+        votes[n][preferred(*said)] += 1
+    drawn = {n for n, better in votes.items() if better[0] == better[1]}
+    decided = {row.pair_n: preferred(row.hallucination, row.helpfulness) for row in _decisions(connection)}
+    unsure = {n for n, better in decided.items() if better is None} | (drawn - decided.keys())
+    single = sum(better.total() for better in votes.values())
+    return {
+        "majority": {"records": len(votes), "ties": len(drawn)},
+        "adjudicated": {"records": len(votes.keys() | decided.keys()), "ties": len(unsure)},
+        "labelers": {"records": single, "ties": sum(better[None] for better in votes.values())},
+    }
+
+
 def _some(found: Iterable[Preference], path: Path) -> Iterator[Preference]:
     none = True
     for record in found:
@@ -140,8 +163,11 @@ def _pairs(
 
 def _adjudicated(connection: Connection) -> dict[int | None, Found]:
     """Event -> decision, of those that stand."""
-    query = select(events).join(pairs, pairs.c.adjudicated == events.c.id)
-    return {row.id: row for row in connection.execute(query)}
+    return {row.id: row for row in _decisions(connection)}
+
+
+def _decisions(connection: Connection) -> Iterable[Found]:
+    return connection.execute(select(events).join(pairs, pairs.c.adjudicated == events.c.id))
 
 
 def _of_one(record: Preference, vote: Found) -> Preference:

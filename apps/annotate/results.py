@@ -151,6 +151,8 @@ class LabelerRow:
     #: of the decided votes, for the response shown as A, and for the longer one
     chose_a: dict[str, float | int | None]
     chose_longer: dict[str, float | int | None]
+    #: of all votes: ties in the first question
+    ties: dict[str, float | int | None]
 
 
 @dataclass(frozen=True)

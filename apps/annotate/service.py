@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, and_, func, select, update
 
-from apps.annotate import assign, queue, stats, votes
+from apps.annotate import assign, exports, queue, stats, votes
 from apps.annotate.accounts import Accounts, User
 from apps.annotate.assign import Lease, Rules
 from apps.annotate.errors import conflict, forbidden, invalid, not_found
@@ -286,6 +286,11 @@ class Service:
         """See ``apps.annotate.stats.bias``."""
         with self.store.read(snapshot=True) as connection:
             return stats.bias(connection)
+
+    def export_sizes(self) -> dict[str, dict[str, int]]:
+        """See ``apps.annotate.exports.sizes``."""
+        with self.store.read(snapshot=True) as connection:
+            return exports.sizes(connection)
 
     def disputed(self, after: int = 0, limit: int = 20) -> tuple[int, list[Disputed]]:
         """How many pairs wait for an adjudication, and those that follow number ``after``."""

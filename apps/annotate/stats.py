@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, func, select
 
-from apps.annotate.assign import GOLD, QUALIFICATION, VOTED, WORK, is_right, preferred
+from apps.annotate.assign import GOLD, QUALIFICATION, SKIPPED, VOTED, WORK, is_right, preferred
 from apps.annotate.results import LabelerRow
 from apps.annotate.tables import Found, assignments, events, pairs, users
 from data.schema import Preference
@@ -33,7 +33,9 @@ from evals.metrics import Interval, bootstraps, mean_columns, mean_interval, rat
 
 #: pairs of labelers whose own kappa is listed: those with the most pairs in common
 LISTED = 50
-DAY = 86400.0
+HOUR, DAY = 3600.0, 86400.0
+#: hours whose votes are told one by one
+HOURS = 48
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,10 @@ def standing(connection: Connection) -> list[Vote]:
 
 
 def overview(connection: Connection, now: float) -> dict[str, Any]:
-    """Totals, votes a day, and time a vote.
+    """Totals, votes a day and an hour, time a vote, and when it will be done.
 
     ``seconds``: quartiles of the browser's and the server's time; ``by_day``: votes that stand of each day
-    (UTC), the oldest first.
+    (UTC) that has any, the oldest first; ``by_hour``: of each of the last hours, this one at the end.
     """
     found = standing(connection)
     counted = select(pairs.c.role, func.count(), func.sum(pairs.c.open), func.sum(pairs.c.wanted))
@@ -84,6 +86,7 @@ def overview(connection: Connection, now: float) -> dict[str, Any]:
     kinds: Counter[str] = Counter(dict(connection.execute(of_kind).tuples().all()))
     given = [vote for vote in found if vote.role == WORK]
     days = Counter(int(vote.at // DAY) for vote in found)
+    hours, this = Counter(int(vote.at // HOUR) for vote in found), int(now // HOUR)
     return {
         "pairs": work[0],
         "pairs_done": work[0] - int(work[1] or 0),
@@ -103,8 +106,44 @@ def overview(connection: Connection, now: float) -> dict[str, Any]:
             "server": _quartiles([v.seconds_server for v in given if v.seconds_server is not None]),
         },
         "by_day": [{"day": day * DAY, "votes": days[day]} for day in sorted(days)],
+        "by_hour": [{"hour": h * HOUR, "votes": hours[h]} for h in range(this - HOURS + 1, this + 1)],
+        "skips_by_reason": _reasons(connection),
+        "qualification": _tested(connection),
+        "forecast": _forecast(connection, given, now),
         "labels_per_labeler": _spread(Counter(vote.user for vote in given)),
     }
+
+
+def _reasons(connection: Connection) -> dict[str, int]:
+    """Reason (without the note behind its colon) -> skips that stand, the most frequent first."""
+    query = (
+        select(events.c.reason)
+        .join(assignments, assignments.c.event_id == events.c.id)
+        .where(assignments.c.state == SKIPPED)
+    )
+    counted = Counter(str(reason).partition(":")[0] for reason in connection.scalars(query))
+    return dict(counted.most_common())
+
+
+def _tested(connection: Connection) -> dict[str, int]:
+    """How many labelers passed the test, and how many did not."""
+    query = select(users.c.qualification, func.count()).group_by(users.c.qualification)
+    found = dict(connection.execute(query).tuples().all())
+    return {outcome: found.get(outcome, 0) for outcome in ("passed", "failed")}
+
+
+def _forecast(connection: Connection, given: Sequence[Vote], now: float) -> dict[str, float | int | None]:
+    """Votes still wanted, work votes an hour over the last day, and seconds until none is wanted.
+
+    A project younger than a day is measured over its own time, though over an hour at least. Without a vote
+    in that time there is no end in sight: None.
+    """
+    query = select(func.sum(pairs.c.wanted - pairs.c.votes)).where(pairs.c.role == WORK, pairs.c.open == 1)
+    left = int(connection.scalar(query) or 0)
+    span = min(DAY, max(HOUR, now - given[0].at)) if given else DAY
+    rate = sum(vote.at >= now - span for vote in given) / (span / HOUR)
+    seconds = 0.0 if not left else left / rate * HOUR if rate else None
+    return {"votes_left": left, "votes_an_hour": rate, "seconds": seconds}
 
 
 def _quartiles(values: Sequence[float]) -> dict[str, float] | None:
@@ -115,14 +154,17 @@ def _quartiles(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def _spread(counts: Counter[int]) -> dict[str, float] | None:
-    """How labels spread over those who gave any: number, least, median, mean and most."""
+    """How labels spread over those who gave any: number, least, quartiles, mean and most."""
     if not counts:
         return None
     values = list(counts.values())
+    quarter, three_quarters = np.percentile(values, [25, 75])
     return {
         "labelers": len(values),
         "least": min(values),
+        "quarter": float(quarter),
         "median": float(statistics.median(values)),
+        "three_quarters": float(three_quarters),
         "mean": sum(values) / len(values),
         "most": max(values),
     }
@@ -190,7 +232,8 @@ def bias(connection: Connection) -> dict[str, Any]:
 
     Shares of the decided votes on work pairs, with intervals over pairs: for the response shown as A (0.5
     without a bias, because the order is drawn), and for the longer one in characters (which may well be the
-    better one: only against the labels of others is it a bias).
+    better one: only against the labels of others is it a bias). "ties": the share of all votes that found
+    the two alike in the first question.
     """
     votes = [vote for vote in standing(connection) if vote.role == WORK]
     longer = _longer(connection)
@@ -205,6 +248,7 @@ def bias(connection: Connection) -> dict[str, Any]:
         sided = [(v.n, c == int(v.flipped)) for v, c in decided]
         sized = [(v.n, c == longer[v.n]) for v, c in decided if longer[v.n] is not None]
         found[question] = {"chose_a": _share_by_pair(sided), "chose_longer": _share_by_pair(sized)}
+    found["ties"] = _share_by_pair([(vote.n, vote.hallucination is None) for vote in votes])
     return found
 
 
@@ -282,6 +326,7 @@ def _row(
         agreement=_share(peers.get(user.id, [])),
         chose_a=_share([v.preferred == int(v.flipped) for v in decided]),
         chose_longer=_share([v.preferred == longer[v.n] for v in decided if longer[v.n] is not None]),
+        ties=_share([vote.hallucination is None for vote in work]),
     )
 
 

@@ -224,3 +224,19 @@ def test_thousands_in_seconds(make_project: MakeProject, tmp_path: Path) -> None
     start = time.process_time()
     assert export(project.service.store, tmp_path / "out.jsonl").written == 2000
     assert time.process_time() - start < 3
+
+
+def test_sizes_tell_what_an_export_will_hold(voted: Project) -> None:
+    admin = voted.user("root", "admin")
+    _, waiting = voted.service.disputed()
+    for place, said in ((1, (None, None)), (3, (None, 1))):
+        voted.service.adjudicate(admin, waiting[place].pair, *said, voted.token())
+    found = voted.service.export_sizes()
+    assert found["majority"] == {"records": 6, "ties": 1}
+    assert found["adjudicated"] == {"records": 7, "ties": 2}
+    assert found["labelers"] == {"records": 15, "ties": 0}
+    for labels, size in found.items():
+        all_of_them = export(voted.service.store, voted.folder / "all.jsonl", labels)
+        decided = export(voted.service.store, voted.folder / "trl.jsonl", labels, "trl")
+        assert (all_of_them.written, decided.ties) == (size["records"], size["ties"]), labels
+        assert decided.written == size["records"] - size["ties"]

@@ -56,12 +56,12 @@ def test_nothing_without_a_session(project: Project, enter: Enter) -> None:
 
 def test_admins_alone(enter: Enter) -> None:
     ann, root = enter("ann"), enter("root", "admin")
-    for path in ("overview", "labelers", "agreement", "bias", "disputed", "rules", "export"):
+    for path in ("overview", "labelers", "agreement", "bias", "disputed", "rules", "sizes", "export"):
         assert code_of(ann.get(f"admin/{path}")) == (403, "forbidden"), path
     decision = {"pair": "x", "token": "token-00001", "hallucination": 0, "helpfulness": None}
     for path, body in {"adjudicate": decision, "invite": {}, "labeler": {"name": "ann"}, "rules": {}}.items():
         assert code_of(ann.post(f"admin/{path}", body)) == (403, "forbidden"), path
-    for path in ("overview", "labelers", "agreement", "bias", "disputed", "rules"):
+    for path in ("overview", "labelers", "agreement", "bias", "disputed", "rules", "sizes"):
         assert root.get(f"admin/{path}").status_code == 200, path
 
 

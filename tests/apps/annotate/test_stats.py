@@ -82,10 +82,63 @@ def test_overview(voted: Project) -> None:
     found = voted.service.overview()
     assert (found["pairs"], found["pairs_done"], found["votes"], found["votes_wanted"]) == (4, 4, 8, 8)
     assert (found["votes_last_hour"], found["votes_last_day"], found["labelers_last_day"]) == (0, 8, 2)
-    assert found["labels_per_labeler"] == {"labelers": 2, "least": 4, "median": 4.0, "mean": 4.0, "most": 4}
+    assert found["labels_per_labeler"] == {
+        "labelers": 2, "least": 4, "quarter": 4.0, "median": 4.0, "three_quarters": 4.0, "mean": 4.0,
+        "most": 4,
+    }  # fmt: skip
     # four of 13 seconds, four of 15
     assert found["seconds"]["browser"]["median"] == 14.0
     assert [day["votes"] for day in found["by_day"]] == [8]
+
+
+def test_the_end_at_the_present_rate(make_project: MakeProject) -> None:
+    project = make_project(10, labels=2, overlap_labels=2)
+    project.clock.now = 1_800_000_000.0 - 1_800_000_000.0 % 3600
+    assert project.service.overview()["forecast"] == {"votes_left": 20, "votes_an_hour": 0.0, "seconds": None}
+    for name, count in (("ann", 3), ("bob", 5)):
+        for _ in range(count):
+            say(project, name, 0)
+        project.clock.now += 3600
+    found = project.service.overview()
+    # eight votes in the two hours there are, twelve to come
+    assert found["forecast"] == {"votes_left": 12, "votes_an_hour": 4.0, "seconds": 3 * 3600.0}
+    assert [hour["votes"] for hour in found["by_hour"]][-4:] == [0, 3, 5, 0] and len(found["by_hour"]) == 48
+    assert found["by_hour"][-1]["hour"] == project.clock.now
+    assert found["labels_per_labeler"]["quarter"] == 3.5
+    # a day on, what came before says nothing of the present
+    project.clock.now += 22.5 * 3600
+    assert project.service.overview()["forecast"]["votes_an_hour"] == pytest.approx(5 / 24)
+    project.clock.now += 86400
+    assert project.service.overview()["forecast"]["seconds"] is None
+
+
+def test_skips_and_the_test(make_project: MakeProject) -> None:
+    project = make_project(4)
+    for name, reason, note in (
+        ("ann", "unclear", ""),
+        ("bob", "other", "too: small"),
+        ("cid", "unclear", "x"),
+    ):
+        task = project.task(name)
+        project.service.skip(project.user(name), task.pair, reason, project.token(), note)
+    task = project.task("ann")
+    project.service.skip(project.user("ann"), task.pair, "image", project.token())
+    project.service.undo(project.user("ann"), project.token())
+    found = project.service.overview()
+    assert found["skips_by_reason"] == {"unclear": 2, "other": 1}
+    assert found["qualification"] == {"passed": 0, "failed": 0}
+    project.add([pair(f"q{k}", choices={"hallucination": 0}) for k in range(2)], "qualification")
+    project.service.set_rules({"qualification": 2, "pass_mark": 2})
+    for name, choice in (("dan", 0), ("eve", 1)):
+        for _ in range(2):
+            say(project, name, choice)
+    assert project.service.overview()["qualification"] == {"passed": 1, "failed": 1}
+
+
+def test_ties(voted: Project) -> None:
+    found = voted.service.bias()["ties"]
+    assert (found["value"], found["n"]) == (1 / 8, 8)
+    assert {row.name: row.ties["value"] for row in voted.service.labelers()} == {"ann": 0.25, "bobby": 0.0}
 
 
 def test_labelers_against_gold_and_each_other(make_project: MakeProject) -> None:
