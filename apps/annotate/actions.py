@@ -62,6 +62,7 @@ def _add(store: Store, args: argparse.Namespace, file: Path, role: str) -> None:
 
 def serve_(args: argparse.Namespace) -> None:
     """Serve a project until the process is asked to end."""
+    from apps.annotate.pages import with_pages
     from apps.annotate.serve import Address, serve
 
     new = any((args.data, args.gold, args.qualification))
@@ -76,7 +77,8 @@ def serve_(args: argparse.Namespace) -> None:
         if args.passwords is not None:
             service.accounts.put(read_password_file(args.passwords))
         place = {"certificate": args.certificate, "key": args.key, "public": args.public_url}
-        serve(service, Address(args.host, args.port, plain=args.plain_http, **place), say=_say)
+        address = Address(args.host, args.port, plain=args.plain_http, **place)
+        serve(service, address, say=_say, with_pages=with_pages)
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,1 @@
+align.ready("align-labeler", (root) => align.signIn(root, (s) => align.toast("hello " + s.user.name)));
