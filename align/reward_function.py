@@ -150,7 +150,9 @@ class RewardFunction:
         """Put the reward model's adapter on the policy's base, frozen: call it before ``trainer.train()``.
 
         ``policy`` is the trainer's model, with a LoRA adapter; ``base`` says what its base was loaded from
-        where it does not itself (an adapter merged into it). What learns and what is active stays as it is.
+        where it does not itself (an adapter merged into it). What learns and what is active stays as it is,
+        and so do checkpoints: what the trainer saves leaves the reward model out, and a run that is resumed
+        shares anew.
 
         Raises:
             RewardError: the policy has no adapter (its base would move under the reward model), or its base
@@ -172,6 +174,9 @@ class RewardFunction:
         with inference(policy):
             model = RewardModel.load(self.folder, lmm, base=theirs, name=_free_name(policy))
         self.model = _frozen(model)
+        if not isinstance(policy.save_pretrained, SavesOwn):
+            policy.save_pretrained = SavesOwn(policy)
+        policy.save_pretrained.left_out.append(model.name)
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
@@ -241,6 +246,30 @@ class RewardFunction:
                 yield self.model
             finally:
                 use_adapter(model, before)
+
+
+class SavesOwn:
+    """Stands for a policy's ``save_pretrained``: saves all of its adapters but those that were lent to it.
+
+    A trainer saves all that there are; and one that resumes reads, in transformers before 5.24, those in
+    subfolders alone, the reward model's, so that the policy would start afresh without a word.
+    """
+
+    def __init__(self, policy: PeftModel) -> None:
+        self.policy, self.save = policy, policy.save_pretrained
+        self.left_out: list[str] = []
+
+    def __call__(
+        self,
+        save_directory: str,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        **how: Any,
+    ) -> None:
+        """PEFT's own, for ``selected_adapters`` or else what is not ``left_out``."""
+        if selected_adapters is None:
+            selected_adapters = [name for name in self.policy.peft_config if name not in self.left_out]
+        self.save(save_directory, safe_serialization, selected_adapters, **how)
 
 
 def _frozen(model: RewardModel) -> RewardModel:

@@ -37,8 +37,9 @@ class TrainingError(ValueError):
 class KeepsLearned:
     """Mixed into a Trainer: checkpoints hold what learns, by its own names, and nothing else.
 
-    Trainer's own way with PEFT reads, where a second adapter lies on the model (the reward model's), that one
-    alone. And a loss or a gradient that is not finite ends the run, ahead of the update.
+    Trainer's own way goes through PEFT's files: every adapter on the model (but those that
+    ``RewardFunction.share`` lends to it), read back by the trainer's rules, which differ between versions of
+    transformers. And a loss or a gradient that is not finite ends the run, ahead of the update.
     """
 
     model: Any

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from PIL import Image as PilImage
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from align import reward_function
@@ -239,7 +241,6 @@ def test_two_reward_models_share_one_base(world: Path, expected: Any):
 @pytest.mark.parametrize("way", ["the module's example", "by name"])
 def test_trl_trains_with_it(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str):
     from datasets import Dataset
-    from peft import LoraConfig
     from trl import GRPOConfig, GRPOTrainer
 
     rows = [{"prompt": [{"role": "user", "content": prompt(i).question}], "images": [picture(i)],
@@ -281,6 +282,76 @@ def test_trl_trains_with_it(world: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert moved and any(bool((p != 0).any()) for p in moved.values())
     saved = RewardModel.load(world / "runs/reward_fact")
     assert all(torch.equal(a, b) for a, b in zip(held.parameters(), saved.parameters(), strict=True))
+
+
+def stock(world: Path, output: Path, kind: str) -> tuple[Any, RewardFunction]:
+    """TRL's own trainer with a reward model on the policy's base; all of its four steps are of one epoch."""
+    import trl
+    from datasets import Dataset
+
+    rows = [{"prompt": [{"role": "user", "content": prompt(i).question}], "images": [picture(i)],
+             "id": f"q{i}"} for i in range(4)]  # fmt: skip
+    torch.manual_seed(0)
+    reward = make_reward_function(world / "runs/reward_fact", records=world / "prompts.jsonl", own_base=False)
+    trainer = getattr(trl, f"{kind}Trainer")(
+        AutoModelForImageTextToText.from_pretrained(world / "base"),
+        reward_funcs=[reward],
+        args=getattr(trl, f"{kind}Config")(
+            output_dir=str(output), per_device_train_batch_size=4, num_generations=2,
+            max_completion_length=6, max_steps=4, learning_rate=1e-2, beta=0.1, logging_steps=1, bf16=False,
+            gradient_checkpointing=False, use_cpu=True, report_to="none", save_steps=2, disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list(rows * 2),
+        processing_class=AutoProcessor.from_pretrained(world / "base"),
+        peft_config=LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)"),
+    )  # fmt: skip
+    reward.share(trainer.model, trainer.processing_class)
+    return trainer, reward
+
+
+def policy_of(trainer: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if ".default." in n}
+
+
+@pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
+def test_trls_checkpoints_hold_the_policy_alone_and_are_gone_on_from(world: Path, tmp_path: Path, kind: str):
+    """As if killed behind step 2's checkpoint, in a new trainer that shares its base anew."""
+    whole, _ = stock(world, tmp_path, kind)
+    whole.train()
+    saved = tmp_path / "checkpoint-2"
+    assert not [path.name for path in saved.iterdir() if path.is_dir()]
+    keys = load_file(saved / "adapter_model.safetensors")
+    assert keys and not any("reward" in key for key in keys)
+    resumed, reward = stock(world, tmp_path / "again", kind)
+    torch.manual_seed(999)
+    resumed.train(resume_from_checkpoint=str(saved))
+    assert resumed.model.active_adapter == "default"
+    ours, theirs = policy_of(resumed), policy_of(whole)
+    assert any(bool((p != 0).any()) for n, p in theirs.items() if "lora_B" in n)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in theirs)
+    names = ("loss", "grad_norm", "reward", "rewards/fact_reward/mean", "kl")
+    logged = [
+        {row["step"]: [row[name] for name in names] for row in t.state.log_history if "loss" in row}
+        for t in (whole, resumed)
+    ]
+    # the log up to the checkpoint is a part of it
+    assert logged[0] == logged[1] and sorted(logged[0]) == [1, 2, 3, 4]
+    assert reward.model is not None
+    frozen = RewardModel.load(world / "runs/reward_fact")
+    assert all(torch.equal(a, b) for a, b in zip(reward.model.parameters(), frozen.parameters(), strict=True))
+
+
+def test_adapters_of_the_policys_own_are_saved_and_any_by_its_name(world: Path, tmp_path: Path):
+    model, processor = policy(world)
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    for _ in range(2):
+        make_reward_function(world / "runs/reward_fact", own_base=False).share(model, processor)
+    model.save_pretrained(tmp_path / "all")
+    assert (tmp_path / "all/adapter_model.safetensors").exists()
+    assert [path.name for path in (tmp_path / "all").iterdir() if path.is_dir()] == ["other"]
+    model.save_pretrained(tmp_path / "one", selected_adapters=["reward_2"])
+    assert (tmp_path / "one/reward_2/adapter_model.safetensors").exists()
+    assert not (tmp_path / "one/adapter_model.safetensors").exists()
 
 
 def test_by_name_it_says_what_is_not_set(monkeypatch: pytest.MonkeyPatch):
