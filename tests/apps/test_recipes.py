@@ -94,3 +94,11 @@ def test_each_stage_starts_from_the_one_before(size: str) -> None:
     assert ppo.model.adapters == [f"{sft.output}/adapter"]
     judged = resolve(EvalSettings, folder / "eval.yaml")
     assert judged.model.adapters == [f"{sft.output}/adapter", f"{ppo.output}/policy"]
+
+
+def test_what_is_learned_from_is_not_what_is_evaluated() -> None:
+    """Best-of-n writes conversations to learn; the study gives it others, and evaluates its answers."""
+    found = {name: getattr(resolve(_class(name), shipped.RECIPES / name), "data", None) for name in RECIPES}
+    paths = {name: data.path for name, data in found.items() if data is not None}
+    assert paths["world/best_of.yaml"] == paths["world/ppo.yaml"] == "runs/world/data/prompts.jsonl"
+    assert not [name for name, path in paths.items() if "/eval/" in str(path)]
