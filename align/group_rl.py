@@ -27,7 +27,7 @@ from align.generate import end_ids
 from align.launch import one_process
 from align.models.lmm import Lmm, ModelError, check_model, load, lora_config, unwrap
 from align.pairs import check_facts
-from align.pictures import open_pictures
+from align.pictures import PictureKey, open_pictures, picture_key
 from align.render import Renderer
 from align.reward_function import make_reward_function, make_symbolic_functions, make_user_functions
 from align.reward_model import read_info, same_base
@@ -129,9 +129,25 @@ def updates_of(settings: GroupSettings) -> int:
 
 
 def rows_of(prompts: Sequence[Prompt], renderer: Renderer, settings: GroupSettings) -> Dataset:
-    """The whole run's prompts in PPO's order; a picture is opened with its row, once for its group."""
+    """The whole run's prompts in PPO's order; a picture is opened with its row, once for its group.
+
+    TRL draws a step's rows anew for each micro-batch: the pictures of the rows last drawn are kept.
+    """
     groups = settings.rollouts // settings.num_generations
     order = stream(len(prompts), settings.seed, 0, settings.steps * groups)
+    held: dict[PictureKey, PILImage.Image] = {}
+
+    def pictures(asked: Sequence[Prompt]) -> list[PILImage.Image]:
+        shown = {picture_key(p.image): p for p in asked if p.image is not None}
+        for key in held.keys() - shown.keys():
+            del held[key]
+        new = {key: p for key, p in shown.items() if key not in held}
+        opened = open_pictures(
+            [p.image for p in new.values()], settings.data.images, [p.id for p in new.values()]
+        )
+        whole = renderer.whole([one for one in opened if isinstance(one, PILImage.Image)])
+        held.update(zip(new, whole, strict=True))
+        return [held[picture_key(p.image)] for p in asked if p.image is not None]
 
     def drawn(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         asked = [prompts[i] for i in batch["row"]]
@@ -140,11 +156,7 @@ def rows_of(prompts: Sequence[Prompt], renderer: Renderer, settings: GroupSettin
             "prompt": [[{"role": "user", "content": renderer.sanitize(p.question)}] for p in asked],
         }
         if prompts[0].image is not None:
-            opened = open_pictures([p.image for p in asked], settings.data.images, rows["id"])
-            # each once, so that it stays one picture for all rows that show it
-            pictures = {id(one): one for one in opened if isinstance(one, PILImage.Image)}
-            whole = {key: renderer.whole([one])[0] for key, one in pictures.items()}
-            rows["images"] = [[whole[id(one)]] for one in opened]
+            rows["images"] = [[one] for one in pictures(asked)]
         return rows
 
     return Dataset.from_dict({"row": order}).with_transform(drawn)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image as PilImage
 from safetensors.torch import load_file
 
-from align import group_rl
+from align import group_rl, pictures
 from align.checkpoint import RunDir
 from align.config import GrpoSettings, LoraSettings, ModelSettings, RlooSettings
 from align.diagnose import PpoError
@@ -206,6 +206,38 @@ def test_prompts_come_in_ppos_order_with_one_picture_a_group(world: Path, tmp_pa
     assert group["images"][0][0] is group["images"][2][0] and group["images"][0][0].size == (40, 40)
 
 
+def test_a_steps_pictures_are_opened_once_and_kept_no_longer(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Not once for each of a step's eight micro-batches."""
+    own = settings(world, tmp_path / "run", steps=3, save_every=0)
+    prompts = read_prompts(own)
+    order = [prompts[i].image for i in stream(10, own.seed, 0, 12)]
+    steps = [{image.path for image in order[at : at + 4] if image} for at in (0, 4, 8)]
+    opened: list[str] = []
+    real, fit = pictures.open_image, group_rl.fit
+
+    def watched(image: Image, root: Any) -> Any:
+        opened.append(str(image.path))
+        return real(image, root)
+
+    def begun(*args: Any) -> None:
+        opened.clear()
+        fit(*args)
+
+    monkeypatch.setattr(pictures, "open_image", watched)
+    monkeypatch.setattr(group_rl, "fit", begun)
+    run(own)
+    assert 0 < len(opened) <= sum(len(shown) for shown in steps)
+    assert all(opened.count(path) <= sum(path in shown for shown in steps) for path in opened)
+    rows = rows_of(prompts, Renderer(load(own.model).processor), own)
+    first = rows[[0, 1]]["images"]
+    assert all(a[0] is b[0] for a, b in zip(rows[[0, 1]]["images"], first, strict=True))
+    others = [i for i, image in enumerate(order) if image not in (order[0], order[1])]
+    assert rows[others[:1]]["images"][0][0] is not first[0][0]
+    assert rows[[0]]["images"][0][0] is not first[0][0]
+
+
 def test_the_trainer_sees_our_tokens_and_stops_where_sampling_stops(world: Path, tmp_path: Path):
     own = settings(world, tmp_path / "run")
     prompts, lmm = read_prompts(own), load(own.model)
@@ -217,15 +249,15 @@ def test_the_trainer_sees_our_tokens_and_stops_where_sampling_stops(world: Path,
     inputs = [row for row in trainer.train_dataset.select(range(4)) for _ in range(3)]
     made = trainer._generate_and_score_completions(inputs)
     shown = [next(p for p in prompts if p.id == row["id"]) for row in inputs]
-    pictures = [PilImage.open(world / f"images/{p.image.path}") for p in shown if p.image]
+    seen = [PilImage.open(world / f"images/{p.image.path}") for p in shown if p.image]
     asked = [[Message(role="user", content=p.question)] for p in shown]
-    ours = renderer.prompt_batch(list(zip(asked, pictures, strict=True)))
+    ours = renderer.prompt_batch(list(zip(asked, seen, strict=True)))
     assert torch.equal(made["prompt_ids"], ours["input_ids"])
     assert torch.equal(made["pixel_values"], ours["pixel_values"])
     # advantages are those of rewards that the reward model gives beside the policy
     texts = [renderer.decode(row[row != renderer.pad_id].tolist()) for row in made["completion_ids"]]
     alone = RewardModel.load(world / "reward")
-    items = [ScoreItem(p.id, a, t, p.facts, i) for p, a, t, i in zip(shown, asked, texts, pictures)]
+    items = [ScoreItem(p.id, a, t, p.facts, i) for p, a, t, i in zip(shown, asked, texts, seen)]
     scores = alone.score(items, seed="0/0")
     lengths = made["completion_mask"].sum(1).tolist()
     complete = torch.isin(made["completion_ids"], torch.tensor(ends)).any(1).tolist()
