@@ -9,6 +9,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,10 @@ def _add(store: Store, args: argparse.Namespace, file: Path, role: str) -> None:
 def serve_(args: argparse.Namespace) -> None:
     """Serve a project until the process is asked to end."""
     from apps.annotate.pages import with_pages
+    from apps.annotate.pages.guide import read_instructions
     from apps.annotate.serve import Address, serve
 
+    told = None if args.instructions is None else read_instructions(args.instructions)
     new = any((args.data, args.gold, args.qualification))
     with _open(args, create=new) as store:
         if args.images is not None and not new:
@@ -78,7 +81,7 @@ def serve_(args: argparse.Namespace) -> None:
             service.accounts.put(read_password_file(args.passwords))
         place = {"certificate": args.certificate, "key": args.key, "public": args.public_url}
         address = Address(args.host, args.port, plain=args.plain_http, **place)
-        serve(service, address, say=_say, with_pages=with_pages)
+        serve(service, address, say=_say, with_pages=partial(with_pages, instructions=told))
 
 
 def _say(text: str) -> None:

@@ -92,6 +92,8 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     rules.add_argument(
         "--votes", type=kinds.whole, metavar="N", help="most votes of one labeler; 0: any number"
     )
+    words = "the project's own instructions for labelers, Markdown or text, shown above ours"
+    parser.add_argument("--instructions", type=Path, metavar="FILE", help=words)
     place = parser.add_argument_group("address")
     place.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     place.add_argument("--port", type=kinds.whole, default=7861, help="0: any free one (%(default)s)")

@@ -73,7 +73,7 @@ def mount(app: FastAPI, blocks: Any, path: str, scripts: Iterable[str], styles: 
 
 
 class Closed:
-    """ASGI middleware around a mounted Gradio: its page and the files of it can be read; the rest is not there."""
+    """ASGI middleware around a mounted Gradio: its page and the files of that can be read, no more."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -103,6 +103,12 @@
     keep(null);
   }
 
+  /** A request of a page that is being closed: nobody waits for its answer. */
+  function farewell(path) {
+    const headers = { "Content-Type": "application/json", "X-CSRF-Token": csrf };
+    fetch(`/api/${path}`, { method: "POST", headers, body: "{}", keepalive: true }).catch(() => {});
+  }
+
   // --- messages ---
 
   let toasts = null;
@@ -110,7 +116,6 @@
   function toast(text, kind = "") {
     if (toasts === null || !toasts.isConnected) {
       toasts = el("div", { class: "al-toasts", role: "status", "aria-live": "polite", popover: "manual" });
-      toasts.removeAttribute("popover");
       document.body.append(toasts);
     }
     const close = el("button", { type: "button", "aria-label": "Close this message" }, "×");
@@ -119,6 +124,19 @@
     close.addEventListener("click", () => { clearTimeout(timer); one.remove(); });
     toasts.append(one);
     while (toasts.children.length > 3) toasts.firstChild.remove();
+    // above a dialog that was opened meanwhile
+    toasts.hidePopover?.();
+    toasts.showPopover?.();
+  }
+
+  /** A modal dialog of the class al-dialog and `kind`, open; it goes when it is closed. */
+  function dialog(kind, ...children) {
+    const made = el("dialog", { class: `al-dialog ${kind}` }, children);
+    made.addEventListener("close", () => made.remove());
+    made.addEventListener("click", (event) => { if (event.target === made && kind !== "must") made.close(); });
+    (document.querySelector(".align-root") ?? document.body).append(made);
+    made.showModal();
+    return made;
   }
 
   // --- signing in ---
@@ -235,5 +253,5 @@
     watch.observe(document.documentElement, { childList: true, subtree: true });
   }
 
-  window.align = { api, session, signOut, signIn, el, toast, themeButton, ready, sentence };
+  window.align = { api, farewell, session, signOut, signIn, el, toast, dialog, themeButton, ready, sentence };
 })();

@@ -1,1 +1,385 @@
-align.ready("align-labeler", (root) => align.signIn(root, (s) => align.toast("hello " + s.user.name)));
+// The labeler's session: from sign-in to the last pair. Requests are sent until they are acknowledged.
+(() => {
+  "use strict";
+  const { api } = align;
+  const OTHER = { A: "B", B: "A" };
+  const token = () => crypto.randomUUID?.() ?? Array.from(crypto.getRandomValues(new Uint8Array(16)), (n) => n.toString(16).padStart(2, "0")).join("");
+  /** What may pass by itself: no answer, or a server that says so. */
+  const passing = (error) => [0, 429, 502, 503, 504].includes(error.status);
+
+  class Labeler {
+    constructor(root) {
+      this.root = root;
+      this.drafts = new Map();
+      this.forget();
+      this.watch();
+    }
+
+    forget() {
+      Object.assign(this, { task: null, passages: null, choice: { hallucination: null, helpfulness: null }, busy: false, counts: null, again: null });
+    }
+
+    // --- coming and going ---
+
+    async begin() {
+      try {
+        const session = await align.session();
+        if (session === null || location.hash.startsWith("#join=")) this.signIn();
+        else await this.enter(session);
+      } catch (error) {
+        this.root.textContent = "";
+        this.root.append(align.el("main", { class: "al-sign" }, align.el("div", { class: "al-card" },
+          align.el("h1", {}, "The server cannot be reached"), align.el("p", { class: "al-hint" }, "Check the connection."),
+          align.el("button", { class: "al-button primary", type: "button", onclick: () => location.reload() }, "Try again"))));
+      }
+    }
+
+    signIn(said = "") {
+      this.forget();
+      this.view = null;
+      align.signIn(this.root, (session) => this.enter(session), said);
+    }
+
+    async enter(session) {
+      this.session = session;
+      this.view = new align.View(this.root, this.actions(), session);
+      this.view.screen("One moment", "");
+      try {
+        [this.guide, this.reasons] = await Promise.all([this.patiently("GET", "guide"), this.patiently("GET", "reasons")]);
+      } catch (error) {
+        this.stuck(error);
+        return;
+      }
+      this.count();
+      const seen = `align.guide.${session.user.name}`;
+      if (this.kept(seen) === this.guide.version) this.next();
+      else align.showGuide(this.guide, true, () => { this.kept(seen, this.guide.version); this.next(); });
+    }
+
+    kept(name, value) {
+      try {
+        if (value !== undefined) localStorage.setItem(name, value);
+        return localStorage.getItem(name);
+      } catch {
+        return null; // a browser that keeps nothing: instructions come again
+      }
+    }
+
+    async leave() {
+      if (this.busy) return align.toast("Your answer is not kept yet; wait a moment.", "warn");
+      try {
+        if (this.task) await api("POST", "release");
+        await align.signOut();
+      } catch (error) {
+        if (error.status !== 401) return align.toast(align.sentence(error.message), "bad");
+      }
+      this.drafts.clear();
+      this.signIn();
+      align.toast("You are signed out.", "good");
+    }
+
+    /** Sign in over the page, which stays as it is. */
+    signInAgain() {
+      if (this.again === null) {
+        this.again = new Promise((resolve) => {
+          const place = align.el("div", {});
+          const view = align.dialog("must", place);
+          view.addEventListener("cancel", (event) => event.preventDefault());
+          // however it was closed: a session that is still over asks again
+          view.addEventListener("close", () => { this.again = null; resolve(); });
+          align.signIn(place, (session) => {
+            if (session.user.name !== this.session.user.name) {
+              this.busy = false; // no warning: it was not this person's
+              return location.reload();
+            }
+            view.close();
+          }, `The session of ${this.session.user.name} is over. Sign in again; what you chose and marked is still here.`);
+        });
+      }
+      return this.again;
+    }
+
+    // --- requests ---
+
+    /** Send until there is an answer; the token in the body makes a repeated request count once. */
+    async patiently(method, path, body) {
+      for (let tries = 0; ; tries++) {
+        try {
+          const found = await api(method, path, body);
+          if (tries > 0) this.view.tell();
+          return found;
+        } catch (error) {
+          if (error.status === 401) await this.signInAgain();
+          else if (passing(error)) await this.pause(error, error.wait ?? Math.min(15, 2 ** tries), path);
+          else {
+            this.view.tell();
+            throw error;
+          }
+        }
+      }
+    }
+
+    pause(error, seconds, path) {
+      const what = { vote: "Not kept yet", skip: "Not kept yet", undo: "Not taken back yet" }[path] ?? "Waiting";
+      return new Promise((resolve) => {
+        const end = () => { clearTimeout(timer); removeEventListener("online", end); resolve(); };
+        const timer = setTimeout(end, seconds * 1000);
+        addEventListener("online", end);
+        const now = align.el("button", { class: "al-button", type: "button", onclick: end }, "Try now");
+        this.view.tell(`${what}: ${error.message}. It is sent again by itself.`, "bad", now);
+      });
+    }
+
+    /** Do one thing at a time; a refusal is told. */
+    async doing(work, refused = (error) => this.stuck(error)) {
+      if (this.busy) return;
+      this.setBusy(true);
+      try {
+        await work();
+      } catch (error) {
+        if (!("code" in error)) throw error;
+        this.setBusy(false);
+        refused(error);
+      } finally {
+        this.setBusy(false);
+      }
+    }
+
+    setBusy(busy) {
+      this.busy = busy;
+      if (this.task && this.view) this.view.chosen(this.choice, busy);
+    }
+
+    stuck(error) {
+      this.view.screen("This did not work", align.sentence(error.message),
+        align.el("button", { class: "al-button primary", type: "button", onclick: () => location.reload() }, "Load the page again"));
+      this.task = null;
+    }
+
+    // --- pairs ---
+
+    next() {
+      return this.doing(async () => this.show(await this.patiently("POST", "next")));
+    }
+
+    show(found) {
+      this.setTask(null);
+      this.view.tell();
+      if (found.kind === "none") this.nothing(found);
+      else this.setTask(found);
+    }
+
+    setTask(task) {
+      if (this.task) this.drafts.set(this.task.pair, { choice: this.choice, marks: this.marks() });
+      clearTimeout(this.waiting);
+      this.task = task;
+      this.choice = { hallucination: null, helpfulness: null };
+      if (task === null) return;
+      this.passages = Object.fromEntries(task.responses.map((shown) => [shown.side, new align.Passage(shown, () => this.touched())]));
+      const draft = task.before ? { choice: { hallucination: task.before.hallucination, helpfulness: task.before.helpfulness }, marks: task.before.marks } : this.drafts.get(task.pair);
+      this.drafts.delete(task.pair);
+      this.lease(task.seconds_left, true);
+      this.active = 0;
+      this.since = document.hidden ? null : performance.now();
+      this.view.task(task, this.passages, task.has_image ? `/api/image/${encodeURIComponent(task.pair)}` : null);
+      if (draft) {
+        this.choice = draft.choice;
+        for (const [side, marks] of Object.entries(draft.marks)) this.passages[side]?.set(marks);
+      }
+      this.view.chosen(this.choice, false);
+      this.showCounts();
+      this.view.say(task.of === null ? "The next pair." : `Item ${task.number} of ${task.of} of the test.`);
+    }
+
+    nothing({ reason, wait }) {
+      const undo = align.el("button", { class: "al-button", type: "button", onclick: () => this.undo() }, "Undo my last answer");
+      const given = `You have given ${this.counts?.votes ?? "your"} votes.`;
+      if (reason === "failed") {
+        this.view.screen("The test was not passed", "Thank you for your time. Fewer of your answers agreed with ours than this project needs. If you would like to try once more, ask whoever invited you.");
+      } else if (reason === "limit") this.view.screen("You have reached your number", `${given} That is as many as this project wants of one person. Thank you!`, undo);
+      else if (reason === "done") this.view.screen("All done", `${given} There is no pair left for you. Thank you!`, undo);
+      else {
+        this.view.screen("Nothing free right now", `Others are at the pairs that are left. The page looks again by itself in ${Math.ceil(Math.min(wait, 30))} s.`,
+          align.el("button", { class: "al-button primary", type: "button", onclick: () => this.next() }, "Look now"), undo);
+        this.waiting = setTimeout(() => this.next(), Math.min(wait, 30) * 1000);
+      }
+      this.count();
+    }
+
+    passed(task) {
+      this.setTask(null);
+      this.view.screen("You passed the test", "From here on it is the real work. You can stop at any time; every answer is kept at once.",
+        align.el("button", { class: "al-button primary", type: "button", onclick: () => this.show(task) }, "Start"));
+    }
+
+    marks() {
+      return Object.fromEntries(Object.values(this.passages).filter((one) => one.marks.length).map((one) => [one.side, one.marks]));
+    }
+
+    seconds() {
+      return (this.active + (this.since === null ? 0 : performance.now() - this.since)) / 1000;
+    }
+
+    choose(group, value) {
+      if (this.busy || !this.task) return;
+      if (group === "hallucination") this.choice = { hallucination: value, helpfulness: value === this.choice.hallucination ? this.choice.helpfulness : null };
+      else this.choice = { hallucination: "tie", helpfulness: value };
+      this.view.chosen(this.choice, false);
+      this.view.say(value === "tie" ? "Tie. Which is more helpful, or less incorrect?" : `${value} chosen. Enter submits.`);
+    }
+
+    /** One choice back. */
+    back() {
+      const { hallucination, helpfulness } = this.choice;
+      this.choice = { hallucination: helpfulness === null ? null : hallucination, helpfulness: null };
+      this.view.chosen(this.choice, this.busy);
+    }
+
+    submit() {
+      const { hallucination, helpfulness } = this.choice;
+      if (!this.task || this.busy) return;
+      if (hallucination === null || (hallucination === "tie" && helpfulness === null)) {
+        return align.toast(hallucination === null ? "Choose A, B or tie first." : "After a tie, choose the better one: A or B.", "warn");
+      }
+      const seconds = Math.round(this.seconds() * 1000) / 1000;
+      const body = { pair: this.task.pair, token: token(), hallucination, marks: this.marks(), seconds, next: true };
+      if (helpfulness !== null) body.helpfulness = helpfulness;
+      return this.doing(async () => {
+        const { vote, next } = await this.patiently("POST", "vote", body);
+        this.drafts.delete(body.pair);
+        this.done("votes", next);
+        if (vote.qualification === "passed" && next.kind === "task") this.passed(next);
+        else this.show(next);
+      }, (error) => this.lost(error));
+    }
+
+    /** What was shown is settled: no draft of it is kept. */
+    done(what, next) {
+      const test = this.task.stage === "qualification";
+      this.task = null;
+      if (this.counts && !test) this.counts[what] += 1;
+      if (Date.now() - this.counted > 20000 || test || next?.kind === "none") this.count();
+    }
+
+    skip(reason = null) {
+      if (!this.task || this.busy) return;
+      if (this.task.stage === "qualification") return align.toast("The items of the test cannot be skipped.", "warn");
+      this.view.askReason(this.reasons, reason, (code, note) => this.doing(async () => {
+        await this.patiently("POST", "skip", { pair: this.task.pair, token: token(), reason: code, note });
+        this.done("skips");
+        this.show(await this.patiently("POST", "next"));
+        align.toast("Skipped. U brings it back.");
+      }, (error) => this.lost(error)));
+    }
+
+    undo() {
+      return this.doing(async () => {
+        const found = await this.patiently("POST", "undo", { token: token() });
+        this.show(found);
+        this.view.tell("Your last answer is taken back. Change it, and submit it again.", "good");
+        this.count();
+      }, (error) => align.toast(align.sentence(error.message), "warn"));
+    }
+
+    /** A pair that is not this labeler's any more, or an answer that was turned down. */
+    lost(error) {
+      if (![404, 409].includes(error.status)) return align.toast(align.sentence(error.message), "bad");
+      this.task = null;
+      align.toast(`${align.sentence(error.message)} Here is the next one.`, "bad");
+      this.next();
+    }
+
+    // --- time ---
+
+    lease(seconds, fresh) {
+      this.until = Date.now() + seconds * 1000;
+      this.renewed = Date.now();
+      if (fresh || seconds * 1000 > this.full) this.full = seconds * 1000;
+    }
+
+    /** Somebody works: hold the pair anew, now and then. */
+    async touched() {
+      const every = Math.min(30000, (this.full ?? 0) / 3);
+      if (!this.task || this.busy || this.again || Date.now() - this.renewed < every) return;
+      this.renewed = Date.now();
+      const pair = this.task.pair;
+      try {
+        const found = await api("POST", "renew", { pair });
+        if (this.task?.pair === pair) this.lease(found.seconds_left, false);
+      } catch (error) {
+        if (this.task?.pair !== pair || this.busy) return;
+        if (error.status === 401) await this.signInAgain();
+        else if (error.status === 409) this.lost(error);
+      }
+    }
+
+    async count() {
+      this.counted = Date.now();
+      try {
+        this.counts = await api("GET", "progress");
+      } catch {
+        return; // a figure alone; the next vote asks again
+      }
+      this.showCounts();
+    }
+
+    showCounts() {
+      const { counts, task, view } = this;
+      if (!counts || !view) return;
+      if (task?.stage === "qualification") return view.progress((task.number - 1) / task.of, `test: item ${task.number} of ${task.of}`);
+      const mine = `${counts.votes} ${counts.limit === null ? (counts.votes === 1 ? "vote" : "votes") : `of ${counts.limit} votes`}`;
+      const share = counts.limit === null ? counts.pairs_done / Math.max(1, counts.pairs) : counts.votes / Math.max(1, counts.limit);
+      view.progress(Math.min(1, share), `${mine} · project: ${counts.pairs_done} of ${counts.pairs}`);
+    }
+
+    // --- what the browser tells ---
+
+    actions() {
+      return {
+        choose: (group, value) => this.choose(group, value), submit: () => this.submit(), undo: () => this.undo(), skip: (reason) => this.skip(reason),
+        mark: () => this.passages?.A.focus(), markSelected: () => this.markSelected(1), guide: () => this.guide && align.showGuide(this.guide, false),
+        zoom: () => this.view.image?.complete && this.view.image.naturalWidth > 0 && align.zoom(this.view.image), leave: () => this.leave(), back: () => this.back(),
+      };
+    }
+
+    markSelected(clicks) {
+      const found = this.task && !this.busy && Object.values(this.passages).find((one) => one.markSelected(clicks));
+      if (this.view?.markWords) this.view.markWords.hidden = true;
+      return found || null;
+    }
+
+    watch() {
+      let touch = false;
+      document.addEventListener("pointerdown", (event) => {
+        touch = event.pointerType === "touch";
+        for (const one of Object.values(this.passages ?? {})) one.skip = false;
+      });
+      document.addEventListener("mouseup", (event) => {
+        if (touch || event.button !== 0 || !this.task) return;
+        const found = this.markSelected(event.detail);
+        // the click that follows ends the selection, and marks no sentence
+        if (found) found.skip = true;
+      });
+      document.addEventListener("selectionchange", () => {
+        if (touch && this.task) this.view.markWords.hidden = !Object.values(this.passages).some((one) => one.selected());
+      });
+      document.addEventListener("align:beyond", (event) => {
+        const other = this.passages[OTHER[event.detail.side]];
+        if ((event.detail.side === "A") === (event.detail.step > 0)) other.move(event.detail.step > 0 ? 0 : other.sentences.length - 1);
+      });
+      document.addEventListener("keydown", (event) => align.labelerKey(event, this));
+      for (const name of ["keydown", "pointerdown", "wheel", "scroll"]) document.addEventListener(name, () => this.touched(), { passive: true });
+      document.addEventListener("visibilitychange", () => {
+        if (!this.task) return;
+        if (document.hidden && this.since !== null) this.active += performance.now() - this.since;
+        this.since = document.hidden ? null : performance.now();
+      });
+      setInterval(() => this.view && this.task && this.view.timeLeft((this.until - Date.now()) / 1000), 500);
+      addEventListener("beforeunload", (event) => { if (this.busy && this.task) event.preventDefault(); });
+      addEventListener("pagehide", () => { if (this.task && !this.busy) align.farewell("release"); });
+      addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+    }
+  }
+
+  align.ready("align-labeler", (root) => new Labeler(root).begin());
+})();
