@@ -30,6 +30,7 @@ from pydantic import ValidationError
 
 from align.config import ModelSettings, SymbolicSettings, UserReward
 from align.generate import inference
+from align.lending import check_whole, leave_out
 from align.models.lmm import Lmm, use_adapter
 from align.pairs import check_facts
 from align.pictures import encode_pictures, open_pictures
@@ -155,8 +156,8 @@ class RewardFunction:
         shares anew.
 
         Raises:
-            RewardError: the policy has no adapter (its base would move under the reward model), or its base
-                is another.
+            RewardError: the policy has no adapter (its base would move under the reward model), its base is
+                another, or its weights are split over processes.
         """
         if not isinstance(policy, PeftModel):
             raise RewardError(
@@ -169,14 +170,13 @@ class RewardFunction:
                 f"{self.folder}: was trained on {self.info.model.path} and the policy's base is "
                 f"{theirs.path}; leave share out (own_base=True)"
             )
+        check_whole(policy, self.folder)
         lmm = Lmm(policy, processor, theirs.path)
         # PEFT puts the whole model in evaluation mode when an adapter joins it
         with inference(policy):
             model = RewardModel.load(self.folder, lmm, base=theirs, name=_free_name(policy))
         self.model = _frozen(model)
-        if not isinstance(policy.save_pretrained, SavesOwn):
-            policy.save_pretrained = SavesOwn(policy)
-        policy.save_pretrained.left_out.append(model.name)
+        leave_out(policy, model.name)
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
@@ -188,12 +188,13 @@ class RewardFunction:
         passes them, or plain text (the prompt then is a question).
 
         Raises:
-            RewardError: no weights yet, an id that no record has, no column "id", facts that are none, a
-                record's picture that is not in the row.
+            RewardError: no weights yet, or weights that the trainer has split over processes; an id that no
+                record has, no column "id", facts that are none, a record's picture that is not in the row.
             DataError: a prompt without the facts that the reward model reads.
         """
         if self.model is None:
             raise RewardError("the reward function has no weights yet; call share(trainer.model, processor)")
+        check_whole(self.model.lmm.model, self.folder)
         if self.info.facts and self.records is None and "facts" not in columns:
             raise RewardError(
                 f"the reward model reads facts ({', '.join(self.info.facts)}) and the dataset has no column "
@@ -246,30 +247,6 @@ class RewardFunction:
                 yield self.model
             finally:
                 use_adapter(model, before)
-
-
-class SavesOwn:
-    """Stands for a policy's ``save_pretrained``: saves all of its adapters but those that were lent to it.
-
-    A trainer saves all that there are; and one that resumes reads, in transformers before 5.24, those in
-    subfolders alone, the reward model's, so that the policy would start afresh without a word.
-    """
-
-    def __init__(self, policy: PeftModel) -> None:
-        self.policy, self.save = policy, policy.save_pretrained
-        self.left_out: list[str] = []
-
-    def __call__(
-        self,
-        save_directory: str,
-        safe_serialization: bool = True,
-        selected_adapters: list[str] | None = None,
-        **how: Any,
-    ) -> None:
-        """PEFT's own, for ``selected_adapters`` or else what is not ``left_out``."""
-        if selected_adapters is None:
-            selected_adapters = [name for name in self.policy.peft_config if name not in self.left_out]
-        self.save(save_directory, safe_serialization, selected_adapters, **how)
 
 
 def _frozen(model: RewardModel) -> RewardModel:

@@ -86,15 +86,13 @@ class _Text:
     def __init__(self, settings: ModelSettings) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from align.models.lmm import named_errors
+        from align.models.lmm import device_of, named_errors
         from align.models.quantized import quantization
 
         if settings.adapters:
             mend = "merge the adapter into the checkpoint first"
             raise ModelError(f"{settings.path}: a text judge takes no adapter (judge.local.adapter); {mend}")
-        device = settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device_of(settings.device)
         dtype = getattr(torch, settings.dtype)
         trust = settings.trust_remote_code
         options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust}

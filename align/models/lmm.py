@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def load(settings: ModelSettings, *, trainable: bool = False) -> Lmm:
         raise ModelError(
             f"model.bits {settings.bits}: a quantized base cannot learn in full; set lora or drop bits"
         )
-    device = _device(settings.device)
+    device = device_of(settings.device)
     dtype = getattr(torch, settings.dtype)
     options: Batch = {
         "dtype": dtype,
@@ -197,10 +198,17 @@ def named_errors(path: str, *errors: type[Exception]) -> Iterator[None]:
         raise ModelError(f"{path}: cannot be loaded ({reason}); {mend}") from error
 
 
-def _device(name: str) -> str:
+def device_of(name: str) -> str:
+    """The device that ``name`` stands for: "auto" is a GPU where there is one.
+
+    Of several processes of torchrun each takes its own, as accelerate places them.
+    """
     if name != "auto":
         return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    rank = int(os.environ.get("LOCAL_RANK", "-1"))
+    return "cuda" if rank < 0 else f"cuda:{rank % torch.cuda.device_count()}"
 
 
 def unwrap(model: Any) -> PreTrainedModel:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from align.config import LoraSettings, ModelSettings
 from align.models import lmm as lmm_module
-from align.models.lmm import ModelError, add_adapters, check_adapter, check_model, load
+from align.models.lmm import ModelError, add_adapters, check_adapter, check_model, device_of, load
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +81,30 @@ def test_a_whole_adapter_passes(adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     check_adapter(str(adapter))
     (adapter / "adapter_model.bin").rename(adapter / "adapter_model.safetensors")
+
+
+def test_each_process_takes_a_gpu_of_its_own(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are GPUs; LOCAL_RANK is torchrun's, and a launcher may show each process its GPU alone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert device_of("auto") == "cuda"
+    for rank, device in (("-1", "cuda"), ("0", "cuda:0"), ("3", "cuda:3")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert device_of("auto") == device
+    assert (device_of("cpu"), device_of("cuda:1")) == ("cpu", "cuda:1")
+    # what the base of a reward function is loaded by, here with 8 bits
+    placed: list[Any] = []
+
+    def read(*_: Any, **options: Any) -> Any:
+        placed.append(options["device_map"])
+        raise OSError("no GPU here")
+
+    monkeypatch.setattr(lmm_module, "AutoModelForImageTextToText", SimpleNamespace(from_pretrained=read))
+    with pytest.raises(ModelError, match="no GPU here"):
+        load(ModelSettings(path=str(tiny_llava), bits=8))
+    assert placed == [{"": "cuda:3"}]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert device_of("auto") == "cuda:0"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of("auto") == "cpu"

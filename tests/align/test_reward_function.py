@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -233,6 +234,44 @@ def test_two_reward_models_share_one_base(world: Path, expected: Any):
         function.share(model, processor)
     assert both[0](**columns([0, 1, 2, 3])) == pytest.approx(expected, abs=1e-5)
     assert both[1](**columns([0, 1, 2, 3])) == pytest.approx(own, abs=1e-5)
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize(
+    ("way", "text"),
+    [
+        ("ZeRO-3", r"split over processes \(DeepSpeed ZeRO-3\), .*; set zero_stage to 2 or less"),
+        ("FSDP", r"split over processes \(FSDP\), .*; let it load its own base \(own_base=True, without"),
+        ("FSDP2", r"split over processes \(FSDP\), .*; let it load its own base \(own_base=True, without"),
+    ],
+)
+def test_split_weights_are_refused(world: Path, way: str, text: str):
+    """Ahead of training, and where the trainer splits them as it begins."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    model, processor = policy(world)
+    shared = make_reward_function(world / "runs/reward_fact", own_base=False)
+    shared.share(model, processor)
+    layers = model.get_base_model().get_decoder().layers
+    if way == "ZeRO-3":
+        layers[0].mlp.up_proj.base_layer.weight.ds_id = 3
+    elif way == "FSDP":
+        layers[0] = FullyShardedDataParallel(layers[0], device_id=torch.device("cpu"), use_orig_params=True)
+    else:
+        fully_shard(layers[0], mesh=init_device_mesh("cpu", (1,)))
+    with pytest.raises(RewardError, match=rf"runs/reward_fact.*: .*{text}"):
+        shared(**columns([0]))
+    other = make_reward_function(world / "runs/reward_fact", own_base=False)
+    with pytest.raises(RewardError, match=text):
+        other.share(model, processor)
 
 
 # --- TRL's own trainer ---
