@@ -39,8 +39,13 @@ _HEADERS = {
 }
 #: answers of the API are data: opened as a page they can do nothing
 _API_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
-#: pages bring their own policy, or this one
-_PAGE_POLICY = "frame-ancestors 'none'; object-src 'none'; base-uri 'self'; form-action 'self'"
+#: pages bring their own policy, or this one: nothing from elsewhere, and nothing sent there. Gradio's page and
+#: ours have inline scripts and styles; what labelers read comes as JSON and becomes text nodes alone
+_PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'none'; "
+    "frame-src 'none'; frame-ancestors 'none'; object-src 'none'; base-uri 'self'; form-action 'self'"
+)
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,12 @@ def _read(name: str) -> str:
 
 
 def page(title: str, root: str) -> Any:
-    """A page whose element with the id ``root`` is filled by a script."""
+    """A page whose element with the id ``root`` is filled by a script.
+
+    The element is a column: ``gr.HTML`` would compile its value as code, which the pages' policy forbids.
+    """
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as blocks:
-        gr.HTML(f'<div id="{root}" class="align-root"></div>', padding=False, apply_default_css=False)
+        gr.Column(elem_id=root, elem_classes=["align-root"])
     return blocks
 
 

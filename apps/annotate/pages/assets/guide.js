@@ -87,7 +87,7 @@
     const view = align.dialog("guide",
       el("header", {}, el("h1", {}, "Instructions"), el("button", { class: "al-button quiet", type: "button", "aria-label": "Close the instructions", title: "Close (Esc)", onclick: () => view.close() }, "✕")),
       el("div", { class: "pages", tabindex: 0 },
-        guide.own !== null && el("section", { class: "own", dir: "auto" }, el("h2", {}, "Of this project"), markdown(guide.own)),
+        guide.own !== null && el("section", { class: "own", dir: "auto" }, el("h2", {}, "In this project"), markdown(guide.own)),
         el("section", {}, markdown(guide.text)),
         el("section", {}, el("h2", {}, "Worked examples"), el("p", { class: "al-hint" }, "False words are marked in red."), guide.examples.map((one, k) => worked(one, k + 1))),
         el("section", { class: "for-keys" }, el("h2", {}, "Keys"), keys)),

@@ -329,7 +329,7 @@
       if (task?.stage === "qualification") return view.progress((task.number - 1) / task.of, `test: item ${task.number} of ${task.of}`);
       const mine = `${counts.votes} ${counts.limit === null ? (counts.votes === 1 ? "vote" : "votes") : `of ${counts.limit} votes`}`;
       const share = counts.limit === null ? counts.pairs_done / Math.max(1, counts.pairs) : counts.votes / Math.max(1, counts.limit);
-      view.progress(Math.min(1, share), `${mine} · project: ${counts.pairs_done} of ${counts.pairs}`);
+      view.progress(Math.min(1, share), mine, ` · project: ${counts.pairs_done} of ${counts.pairs} pairs`);
     }
 
     // --- what the browser tells ---

@@ -23,7 +23,9 @@
       this.live = el("div", { class: "al-hidden", role: "status", "aria-live": "polite" });
       this.bar = el("i", {});
       this.progressBar = el("div", { class: "bar", role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 }, this.bar);
-      this.count = el("span", { class: "count" });
+      this.mine = el("span", {});
+      this.project = el("span", { class: "long" });
+      this.count = el("span", { class: "count" }, this.mine, this.project);
       this.left = el("span", { class: "left", role: "timer" });
       this.body = el("main", { class: "body", tabindex: -1 });
       this.notice = el("div", { class: "notice", role: "status", "aria-live": "assertive" });
@@ -36,7 +38,7 @@
           el("button", { class: "al-button quiet", type: "button", title: "Instructions (? or H)", onclick: act.guide }, el("span", { class: "long" }, "Instructions"), key("?")),
           align.themeButton(),
           el("span", { class: "who", title: `Signed in as ${session.user.name}` }, session.user.name),
-          el("button", { class: "al-button quiet", type: "button", title: "Sign out", "aria-label": "Sign out", onclick: act.leave }, el("span", { class: "long" }, "Sign out"), el("span", { class: "short", "aria-hidden": "true" }, "⏻"))));
+          el("button", { class: "al-button quiet", type: "button", title: "Sign out", "aria-label": "Sign out", onclick: act.leave }, "Sign out")));
       root.replaceChildren(el("div", { class: "labeler" }, head, this.body, el("div", { class: "foot" }, this.notice, this.vote), this.live));
     }
 
@@ -133,10 +135,12 @@
       (this.body.querySelector(".primary") ?? this.body).focus({ preventScroll: true });
     }
 
-    progress(share, text) {
+    /** `mine`: what this labeler has done, in words; `project`: how far the project is. */
+    progress(share, mine, project = "") {
       this.bar.style.width = `${Math.round(100 * share)}%`;
       this.progressBar.setAttribute("aria-valuenow", String(Math.round(100 * share)));
-      this.count.textContent = text;
+      this.mine.textContent = mine;
+      this.project.textContent = project;
     }
 
     timeLeft(seconds) {

@@ -10,7 +10,7 @@
     const fingers = new Map();
     const image = el("img", { src: picture.src, alt: picture.alt, draggable: "false" });
     const level = el("output", { class: "level", "aria-live": "polite" });
-    const stage = el("div", { class: "stage" }, image);
+    const stage = el("div", { class: "stage", tabindex: -1 }, image);
     const tool = (label, text, work) => el("button", { class: "al-button", type: "button", title: label, "aria-label": label, onclick: work }, text);
 
     function show() {
@@ -82,5 +82,6 @@
     });
     image.addEventListener("load", show);
     show();
+    stage.focus();
   };
 })();
