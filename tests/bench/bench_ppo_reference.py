@@ -20,13 +20,14 @@ from align.actors import LEARNERS, POLICY, VALUE
 from align.checkpoint import RunDir
 from align.config import LoraSettings, ModelSettings, PpoSettings
 from align.generate import decoding
-from align.models.lmm import adapter_of, add_adapters, load, position_ids, unwrap
+from align.models.lmm import adapter_of, add_adapters, load, move, position_ids, unwrap
+from align.models.memory import checkpointed
 from align.ppo import Ppo, prompt_pictures, read_prompts
 from align.reward_model import RewardInfo, RewardModel, attach, find_reward, load_head
 from align.rewards import symbolic, total
 from align.rl import gae, kl_penalty, policy_loss, shaped_rewards, value_loss, whiten
 from align.schedule import lr_factor, permutation, stream
-from data.schema import Message
+from data.schema import Message, Prompt
 from tests.bench.conftest import Shape, build_base, end_after
 from tests.bench.measure import peak_bytes, show, side_by_side
 
@@ -68,8 +69,9 @@ class FourModels:
     of one size, logits of the response's positions alone, gradients of the adapters alone.
     """
 
-    def __init__(self, trainer: Ppo) -> None:
-        self.settings, self.prompts = trainer.settings, trainer.prompts
+    def __init__(self, settings: PpoSettings, prompts: list[Prompt], weights: dict[str, Tensor]) -> None:
+        """``weights``: what policy and value model start from, by our names."""
+        self.settings, self.prompts = settings, prompts
         s = self.settings
         folder = find_reward(s.reward_model)
         self.policy = add_adapters(load(s.model).model, s.lora, [POLICY])
@@ -82,7 +84,7 @@ class FourModels:
         self.models = self.policy, self.reference, self.value, self.reward.lmm.model
         for model in self.models:
             model.eval()
-        self.restart(trainer.actors.weights())
+        self.restart(weights)
 
     def named_parameters(self, name: str) -> list[tuple[str, torch.nn.Parameter]]:
         model = self.policy if name == POLICY else self.value
@@ -113,7 +115,9 @@ class FourModels:
         pictures = prompt_pictures(prompts, s.data.images)
         self.pixels = self.renderer.pixel_values(pictures)  # type: ignore[arg-type]
         asked = [[Message(role="user", content=p.question)] for p in prompts]
-        self.prompt = self.renderer.prompt_batch(list(zip(asked, self.pixels)))
+        device = self.reward.lmm.device
+        self.prompt = move(self.renderer.prompt_batch(list(zip(asked, self.pixels))), device)
+        self.pixels = self.pixels.to(device)
         self.generate(responses)
         chunks = torch.arange(s.rollouts).split(s.micro_batch or s.minibatch)
         with torch.no_grad():
@@ -125,6 +129,7 @@ class FourModels:
             self.scores = self.score(prompts, asked, texts, chunks)
         complete = (self.responses == self.renderer.end_token_id).any(-1).tolist()
         parts = symbolic(prompts, texts, lengths, complete, s.symbolic, s.generate.max_new_tokens)
+        parts = {name: part.to(self.scores) for name, part in parts.items()}
         kl = kl_penalty(self.old, reference, self.seen, s.kl_form)
         rewards = shaped_rewards(total(self.scores, parts, s.reward_scale), kl, self.seen, s.kl_coef)
         advantages, self.returns = gae(rewards, self.old_values, self.seen, s.gamma, s.lam)
@@ -176,7 +181,7 @@ class FourModels:
         reward, s = self.reward, self.settings
         facts = [reward.facts_of(p.id, p.facts, f"{s.seed}/0") for p in prompts]
         rows = list(zip(asked, texts, facts, self.pixels))
-        batch = reward.renderer.reward_batch(rows, reward.info.template)
+        batch = move(reward.renderer.reward_batch(rows, reward.info.template), reward.lmm.device)
         empty = reward.renderer.reward_lengths(
             [(*row[:1], "", row[2], True) for row in rows], reward.info.template
         )
@@ -211,13 +216,16 @@ class FourModels:
         s, tokens = self.settings, self.seen[rows].sum().float()
         self.optimizer.zero_grad(set_to_none=True)
         for at in rows.split(s.micro_batch or len(rows)):
-            new = self.logprobs(self.policy, at)
-            loss = policy_loss(new, self.old[at], self.advantages[at], self.seen[at], s.clip).loss
-            (loss / tokens).backward()
+            with checkpointed(self.policy, s.gradient_checkpointing):
+                new = self.logprobs(self.policy, at)
+                loss = policy_loss(new, self.old[at], self.advantages[at], self.seen[at], s.clip).loss
+                (loss / tokens).backward()
         for at in rows.split(s.micro_batch or len(rows)):
-            new = self.values(at)
-            loss = value_loss(new, self.old_values[at], self.returns[at], self.seen[at], s.value_clip).loss
-            (s.value_coef * loss / tokens).backward()
+            with checkpointed(self.value, s.gradient_checkpointing):
+                new = self.values(at)
+                old, returns = self.old_values[at], self.returns[at]
+                loss = value_loss(new, old, returns, self.seen[at], s.value_clip).loss
+                (s.value_coef * loss / tokens).backward()
         for name in LEARNERS:
             parameters = [p for _, p in self.named_parameters(name)]
             torch.nn.utils.clip_grad_norm_(parameters, s.optim.max_grad_norm)
@@ -229,14 +237,24 @@ def build(world: Path, folder: Path, shape: Shape, mean_share: float) -> Ppo:
     base = build_base(world, folder / "base", shape.pixels, shape.patch, shape.tower)
     end_after(base, world, mean_share, shape.max_new_tokens)
     model = ModelSettings(path=str(base), device="cpu")
+    save_reward(folder / "reward", model, shape.rank)
+    return start(settings_of(world, folder, model, shape), Accelerator(cpu=True))
+
+
+def save_reward(folder: Path, model: ModelSettings, rank: int) -> None:
+    """A reward model that reads captions, with random weights in its adapter."""
     torch.manual_seed(1)
     info = RewardInfo(model=model, facts=["captions"], max_facts={"captions": 2}, template=TEMPLATE)
-    reward = RewardModel.start(info, LoraSettings(r=shape.rank), ("Yes", "No"), 1.0)
+    reward = RewardModel.start(info, LoraSettings(r=rank), ("Yes", "No"), 1.0)
     for name, parameter in reward.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter.data, std=0.02)
-    reward.save(folder / "reward", "a card")
-    settings = PpoSettings.model_validate({
+    reward.save(folder, "a card")
+
+
+def settings_of(world: Path, folder: Path, model: ModelSettings, shape: Shape, **more: Any) -> PpoSettings:
+    """A step with two passes, against the reward model in ``folder``; ``more`` settings."""
+    return PpoSettings.model_validate({
         "output": str(folder / "run"),
         "model": model.model_dump(),
         "reward_model": str(folder / "reward"),
@@ -249,9 +267,13 @@ def build(world: Path, folder: Path, shape: Shape, mean_share: float) -> Ppo:
         "epochs": 2,
         "optim": {"lr": 1e-3},
         "report_to": [],
+        **more,
     })  # fmt: skip
+
+
+def start(settings: PpoSettings, accelerator: Accelerator) -> Ppo:
     directory = RunDir.create(settings.output, settings, "ppo")
-    return Ppo(settings, read_prompts(settings), Accelerator(cpu=True), directory)
+    return Ppo(settings, read_prompts(settings), accelerator, directory)
 
 
 class Race:
@@ -259,7 +281,7 @@ class Race:
 
     def __init__(self, ours: Ppo) -> None:
         self.ours, self.start = ours, ours.actors.weights()
-        self.reference = FourModels(ours)
+        self.reference = FourModels(ours.settings, ours.prompts, self.start)
         self.seconds: dict[str, float] = {}
 
     def step_of_ours(self) -> float:

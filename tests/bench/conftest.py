@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from align.config import ModelSettings
 from align.models.lmm import Lmm, load
@@ -46,7 +48,6 @@ def build_base(
 
     ``tower``: another ViT's layers, width and head_width.
     """
-    import torch
     from transformers import LlamaConfig
 
     from align.models.lmm import build_llava, save
@@ -76,22 +77,28 @@ def build_base(
 
 
 def end_after(base: Path, world: Path, mean_share: float, longest: int) -> None:
-    """Change the head of ``base`` so that sampled responses take about ``mean_share`` of ``longest`` tokens.
+    """``set_end`` of the checkpoint ``base``."""
+    from align.models.lmm import save
 
-    The end token's row in the head points along the mean hidden state, so that its probability hardly depends
-    on what was said: lengths are about geometric, cut at ``longest``. At 1 no response ends.
+    lmm = load(ModelSettings(path=str(base), device="cpu"))
+    row = end_row(lmm, world, mean_share, longest)
+    set_end([lmm], row)
+    save(lmm.model, lmm.processor, base)
+
+
+def end_row(lmm: Lmm, world: Path, mean_share: float, longest: int) -> torch.Tensor:
+    """The end token's row (H,) in the head, so that responses take ``mean_share`` of ``longest``.
+
+    It points along the mean hidden state, so that the token's probability hardly depends on what was said:
+    lengths are about geometric, cut at ``longest``. At 1 no response ends.
     """
-    import torch
-
-    from align.models.lmm import hidden_states, save
+    from align.models.lmm import hidden_states, move, next_logits
     from align.pictures import open_pictures
     from align.render import Renderer
     from data.jsonl import read_records
     from data.schema import Message, Prompt
 
-    lmm = load(ModelSettings(path=str(base), device="cpu"))
     renderer = Renderer(lmm.processor)
-    head = lmm.model.get_output_embeddings().weight
     # the mean of a geometric length cut at n, over n: (1 − e^−x) / x for a chance x / n a token
     rates = torch.linspace(0.01, 40, 4000)
     rate = float(rates[(-(-rates).expm1() / rates - mean_share).abs().argmin()]) / longest
@@ -99,21 +106,32 @@ def end_after(base: Path, world: Path, mean_share: float, longest: int) -> None:
     asked = [[Message(role="user", content=p.question)] for p in prompts]
     pictures = open_pictures([p.image for p in prompts], world)
     batch = renderer.prompt_batch(list(zip(asked, pictures)))
-    words = torch.randint(4, VOCABULARY, (8, 64), generator=torch.Generator().manual_seed(0))
+    words = torch.randint(4, len(lmm.tokenizer), (8, 64), generator=torch.Generator().manual_seed(0))
     batch["input_ids"] = torch.cat([batch["input_ids"], words], dim=1)
     batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(words)], dim=1)
     with torch.no_grad():
-        hidden = hidden_states(lmm.model, batch)[:, -64:].flatten(0, 1)
+        states = hidden_states(lmm.model, move(batch, lmm.device))[:, -64:].flatten(0, 1)
+        logits, hidden = next_logits(lmm.model, states), states.float()
+        logits[:, renderer.end_token_id] = float("-inf")
+        others = logits.logsumexp(-1)
         along = hidden.mean(0) / hidden.mean(0).square().sum()
-        low, high = -20.0, 20.0
+        if mean_share == 1:
+            return -1000 * along
+        low, high = -100.0, 100.0
         for _ in range(40):
             middle = (low + high) / 2
-            head[renderer.end_token_id] = middle * along
-            chance = torch.softmax(hidden @ head.T, -1)[:, renderer.end_token_id].mean()
+            chance = torch.sigmoid(middle * (hidden @ along) - others).mean()
             low, high = (middle, high) if chance < rate else (low, middle)
-        if mean_share == 1:
-            head[renderer.end_token_id] = -1000 * along
-    save(lmm.model, lmm.processor, base)
+    return middle * along
+
+
+def set_end(lmms: Iterable[Lmm], row: torch.Tensor) -> None:
+    """Put the end token's row into the heads of these models."""
+    from align.render import Renderer
+
+    for lmm in lmms:
+        head = lmm.model.get_output_embeddings().weight
+        head.data[Renderer(lmm.processor).end_token_id] = row.to(head)
 
 
 @pytest.fixture(scope="session")
