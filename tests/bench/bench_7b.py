@@ -170,52 +170,6 @@ def memory(settings: PpoSettings, accelerator: Accelerator, world: Path, steps: 
         say(f"  {'whole':10} {whole_step:7.2f} s  {tokens / whole_step:9.1f} response tokens/s")
 
 
-def watch(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(work)
-    def watched(*args: Any, **more: Any) -> Any:
-        with self.phase(name):
-            return work(*args, **more)
-
-    return watched
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
-def memory(settings: PpoSettings, accelerator: Accelerator, world: Path, steps: int) -> None:
-    """Steps whose responses all take the most tokens, and the plan's figures for them."""
-    plan = Planner(Judge.read(settings.reward_model), prompt=32, judged=96).plan(settings)
-    ours = start(settings, accelerator)
-    lmm = ours.actors.lmm
-    set_end([lmm], end_row(lmm, world, 1.0, settings.generate.max_new_tokens))
-    meter = Meter(lmm.device)
-    watch(meter, ours)
-    say(f"planned: {plan.held / GB:.2f} GB held,")
-    for phase in plan.phases:
-        say(f"  {phase.name}: {(plan.held + phase.bytes) / GB:.2f} GB")
-    if lmm.device.type == "cuda":
-        planned = sum(part.bytes for part in plan.roles) / GB
-        say(f"weights: {torch.cuda.memory_allocated() / GB:.2f} GB; planned {planned:.2f}")
-    for step in range(steps):
-        meter.found.clear()
-        _, sampled, rollout = ours.roll_out(step)
-        with meter.phase("update"):
-            ours.update(step, sampled, rollout)
-        tokens, lengths = int(rollout.mask.sum()), rollout.mask.sum(1).float()
-        whole = tokens + int(sampled.generated.prompt_mask.sum())
-        mean = float(lengths.mean())
-        say(f"step {step + 1}: {len(lengths)} responses of {mean:.0f} tokens, {whole} with their prompts")
-        for name, (seconds, peak) in meter.found.items():
-            rate = tokens / seconds
-            say(f"  {name:10} {seconds:7.2f} s  {rate:9.1f} response tokens/s  peak {peak / GB:6.2f} GB")
-        whole_step = sum(seconds for seconds, _ in meter.found.values())
-        say(f"  {'whole':10} {whole_step:7.2f} s  {tokens / whole_step:9.1f} response tokens/s")
-    say(f"planned: {plan.held / GB:.2f} GB held,")
-    for phase in plan.phases:
-        say(f"  {phase.name}: {(plan.held + phase.bytes) / GB:.2f} GB")
-
-
 def watch(meter: Meter, ours: Ppo) -> None:
     """Measure the phases of the rollout."""
     align.ppo.rollout_tokens = meter.watch("sample", align.ppo.rollout_tokens)  # type: ignore[assignment]
