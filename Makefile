@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 # Threads that fight over two cores are ten times slower than two workers with one thread each.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo demo-annotate annotate-load test check lint world-base study-rlhf study-vision bench clean
+.PHONY: demo demo-annotate annotate-load test check lint world-base study-rlhf study-vision bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml
@@ -55,6 +55,12 @@ study-vision: $(READY)
 # Measurements; never part of `make test`.
 bench: $(READY)
 	$(ONE_THREAD) $(PY) -m pytest -q -s -o addopts=--import-mode=importlib -o "python_files=bench_*.py test_*.py" tests/bench $(ARGS)
+
+# At LLaVA-1.5-7B's shape with random weights: needs a GPU of 80 GB, and 30 GB of disk for the checkpoint.
+bench-gpu: $(READY)
+	$(PY) -m tests.bench.bench_7b memory $(ARGS)
+	$(PY) -m tests.bench.bench_7b memory --bits 4 $(ARGS)
+	$(PY) -m tests.bench.bench_7b race $(ARGS)
 
 # Caches and build leftovers. The environment and runs/ are kept: delete those yourself.
 clean:

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import gc
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -261,11 +262,8 @@ def main() -> None:
     card = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     say(f"built in {time.perf_counter() - began:.0f} s; {card}, torch {torch.__version__}")
     gc.collect()
-    more: dict[str, Any] = {
-        "gradient_checkpointing": True,
-        "optim": {"lr": 3e-5},
-        "output": str(folder / f"run-{args.what}-{args.bits}"),
-    }
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    more: dict[str, Any] = {"gradient_checkpointing": True, "optim": {"lr": 3e-5}}
     step = size.step
     if args.what == "race":
         # four models leave no room for the keys and values of 32 rows
