@@ -53,7 +53,7 @@
         choices("labels", "Labels", LABELS, (value) => ` · ${plural(found.labels[value].records, "record")}`, fill),
         choices("to", "Layout", targets, () => "", fill)),
       outcome),
-      card("Soft labels and margins", note("Records of majority and adjudicated hold, in their meta: votes (counts for each question), soft (shares of the votes for each response), margin (the distance of the two: 1 where all agree, 0 for a draw) and the marks. Train with soft labels by soft, with a margin by margin.")));
+      card("Soft labels and margins", note("The records of majority and adjudicated hold, in meta: votes (counts for each question), soft (the share of the votes that prefer each response), margin (the distance of the two shares: 1 where all agree, 0 for a draw) and what was marked. Schema and TRL keep meta; LLaVA-RLHF’s layout has no place for it.")));
   }
 
   admin.sections.push({ name: "export", title: "Export", load: () => align.api("GET", "/api/admin/sizes"), draw });

@@ -56,7 +56,7 @@
     ];
     into.replaceChildren(
       note(`Measured on ${plural(found.pairs, "pair")} with two votes or more (${plural(found.votes, "vote")}). Gold items and the test are left out.`),
-      el("div", { class: "ad-two" }, question("preferred", found.preferred), question("hallucination", found.hallucination)),
+      question("preferred", found.preferred), question("hallucination", found.hallucination),
       card("How to read these", el("dl", { class: "ad-reading" },
         ...READING.flatMap(([term, text]) => [el("dt", {}, term), el("dd", {}, text)])),
         note("The dashed line at 69 % is the raw agreement between labelers that the thesis reports for its own preference data (Appendix H). Compare it with the raw agreement on the better response alone.")),
@@ -68,8 +68,8 @@
   // --- bias ---
 
   const BIASES = {
-    chose_a: ["Position", "Share of the decided votes for the response shown as A, on the left. What stands there is drawn for each labeler, so without a bias it is 50 %: an interval that does not hold 50 % tells of a liking for a side.", "the first and the second question"],
-    chose_longer: ["Length", "Share of the decided votes for the longer response, in characters. Longer may well be better, so this is a bias only as far as it goes beyond what careful labels say; look at it beside the gold items.", ""],
+    chose_a: ["Position", "Share of the decided votes for the response shown as A, on the left. What stands there is drawn for each labeler, so without a bias it is 50 %: an interval that does not hold 50 % tells of a liking for a side."],
+    chose_longer: ["Length", "Share of the decided votes for the longer response, in characters. Longer may well be better, so this is a bias only as far as it goes beyond what careful labels say; look at it beside the gold items."],
   };
   const ASKED = { preferred: "The better response", hallucination: "Fewer hallucinations", helpfulness: "More helpful (after a tie)" };
 
@@ -83,15 +83,15 @@
     const cards = Object.entries(BIASES).map(([key, [title, text]]) => {
       const rows = Object.entries(ASKED).map(([name, label]) => ({ label, found: bias[name][key], id: `${name}.${key}` }));
       const each = voted.map((row) => ({ label: row.name, found: row[key] }));
-      return card(title, note(text), dots({ rows, kind: "percent", lines, unit: "votes" }),
+      return card(title, note(text), dots({ rows, kind: "percent", lines, unit: "vote" }),
         el("h4", {}, "Labeler by labeler, the better response"),
-        dots({ rows: each, kind: "percent", lines: [{ at: 0.5, text: "50 %" }], unit: "votes" }));
+        dots({ rows: each, kind: "percent", lines: [{ at: 0.5, text: "50 %" }], unit: "vote" }));
     });
     const ties = voted.map((row) => ({ label: row.name, found: row.ties }));
-    into.replaceChildren(el("div", { class: "ad-two" }, ...cards),
+    into.replaceChildren(...cards,
       card("Ties in the first question",
         note("Share of the votes that found the two responses alike in hallucinations. A labeler who ties far more often than the others may not look closely."),
-        dots({ rows: [{ label: "All labelers", found: bias.ties, id: "ties" }, ...ties], kind: "percent", unit: "votes" })));
+        dots({ rows: [{ label: "All labelers", found: bias.ties, id: "ties" }, ...ties], kind: "percent", unit: "vote" })));
   }
 
   const get = (name) => align.api("GET", `/api/admin/${name}`);

@@ -45,8 +45,8 @@
     };
     const limit = el("input", { class: "al-input", type: "number", min: "0", step: "1", id: "ad-own-limit", value: row.limit === null ? "" : String(row.limit) });
     const set = el("form", { class: "ad-form" }, el("div", { class: "ad-field" }, el("label", { for: "ad-own-limit" }, "Most votes"), limit, el("small", {}, "0: any number")),
-      el("button", { type: "submit", class: "al-button primary" }, "Set"),
-      button("As the project has it", { limit: -1 }, `${row.name} has the project’s limit`));
+      el("div", { class: "ad-submit" }, el("button", { type: "submit", class: "al-button primary" }, "Set"),
+        button("As the project has it", { limit: -1 }, `${row.name} has the project’s limit`)));
     set.addEventListener("submit", (event) => {
       event.preventDefault();
       if (limit.value !== "") change({ limit: Number(limit.value) }, `The limit of ${row.name} is set`);

@@ -32,13 +32,13 @@
 
   function tiles(found) {
     const times = found.seconds.browser || found.seconds.server;
-    const whose = found.seconds.browser ? "half of them within" : "by the server’s clock, half within";
+    const whose = found.seconds.browser ? "half" : "by the server’s clock, half";
     const { passed, failed } = found.qualification;
     return el("div", { class: "ad-tiles" },
       tile("Votes", count(found.votes), `of ${count(found.votes_wanted)} wanted`, "votes"),
       tile("Last 24 hours", count(found.votes_last_day), `${count(found.votes_last_hour)} in the last hour`, "day"),
       tile("Labelers active", count(found.labelers_last_day), "in the last 24 hours", "active"),
-      tile("Time a vote, median", times ? duration(times.median) : admin.NONE, times ? `${whose} ${duration(times.low)} to ${duration(times.high)}` : "no votes yet", "time"),
+      tile("Time a vote, median", times ? duration(times.median) : admin.NONE, times ? `${whose} between ${duration(times.low)} and ${duration(times.high)}` : "no votes yet", "time"),
       tile("Gold votes", count(found.gold_votes), `on ${plural(found.gold_items, "gold item")}`, "gold"),
       tile("Test passed", `${count(passed)} of ${count(passed + failed)}`, found.qualification_items ? `${plural(found.qualification_items, "item")} to draw from` : "no items for a test", "test"),
       tile("Decided by admins", count(found.adjudicated), "disagreements", "decided"),
@@ -99,7 +99,7 @@
       field("role", "Role", "", { options: [["labeler", "labeler"], ["admin", "admin"]] }),
       field("uses", "People", "accounts it can make", { type: "number", min: "1", max: "10000", step: "1", value: "1", required: "" }),
       field("days", "Days", "until it ends", { type: "number", min: "0.1", max: "366", step: "any", value: "7", required: "" }),
-      el("button", { type: "submit", class: "al-button primary" }, "Make an invitation"));
+      el("div", { class: "ad-submit" }, el("button", { type: "submit", class: "al-button primary" }, "Make an invitation")));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       const values = new FormData(form);
@@ -127,9 +127,9 @@
   ];
 
   function rules() {
-    const saved = el("p", { class: "ad-saved", role: "status" });
+    const saved = el("span", { class: "ad-saved", role: "status" });
     const form = el("form", { class: "ad-form" }, ...RULES.map(([name, text, hint, more]) => field(name, text, hint, { type: "number", required: "", ...more })),
-      el("button", { type: "submit", class: "al-button primary" }, "Save the rules"), saved);
+      el("div", { class: "ad-submit" }, el("button", { type: "submit", class: "al-button primary" }, "Save the rules"), saved));
     const fill = (found) => {
       for (const [name] of RULES) form.elements[name].value = String(name === "lease" ? found.lease / 60 : found[name]);
     };

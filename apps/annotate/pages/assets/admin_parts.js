@@ -22,7 +22,7 @@ const admin = {};
     if (seconds < 90) return `${Math.round(seconds)} s`;
     if (seconds < 90 * 60) return `${Math.round(seconds / 60)} min`;
     if (seconds < 36 * 3600) return `${(seconds / 3600).toFixed(1)} h`;
-    return `${(seconds / 86400).toFixed(1)} days`;
+    return `${(seconds / 86400).toFixed(seconds < 10 * 86400 ? 1 : 0)} days`;
   }
 
   const stamp = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "short" });
@@ -61,11 +61,11 @@ const admin = {};
    * Figures as dots with their 95 % intervals on one axis, each with its numbers beside it.
    * rows: [{label, found, id}]; kind: "percent" or "number"; lines: [{at, text}] across all rows.
    */
-  function dots({ rows, kind, axes = [0, 1], lines = [], unit = "pairs" }) {
+  function dots({ rows, kind, axes = [0, 1], lines = [], unit = "pair" }) {
     const step = axes[1] - axes[0] > 1 ? 0.5 : 0.25;
     const ticks = [];
     for (let at = axes[0]; at <= axes[1] + 1e-9; at += step) ticks.push(at);
-    const tick = (at) => placed(el("span", { class: "ad-tick" }, kind === "percent" ? `${Math.round(100 * at)}` : number(at)), axes, at);
+    const tick = (at) => placed(el("span", { class: "ad-tick" }, kind === "percent" ? `${Math.round(100 * at)} %` : number(at)), axes, at);
     const drawn = rows.map(({ label, found, id }) => {
       const words = figure(found, kind);
       const track = el("div", { class: "ad-track", "aria-hidden": "true" });
@@ -74,15 +74,15 @@ const admin = {};
       if (known(found.low)) track.append(placed(el("i", { class: "ad-span" }), axes, found.low, found.high));
       if (known(found.value)) track.append(placed(el("i", { class: "ad-dot" }), axes, found.value));
       const numbers = words.why
-        ? el("div", { class: "ad-numbers" }, el("span", { class: "ad-soft" }, words.why))
+        ? el("div", { class: "ad-numbers" }, el("span", { class: "ad-soft ad-why" }, words.why))
         : el("div", { class: "ad-numbers" },
             el("b", {}, words.value),
             words.interval ? el("span", { class: "ad-soft", title: "95 % interval" }, ` ${words.interval}`) : null,
-            el("span", { class: "ad-soft" }, ` · ${words.n} ${unit}`));
+            el("span", { class: "ad-soft" }, ` · ${words.n} ${found.n === 1 ? unit : `${unit}s`}`));
       return el("div", { class: "ad-row", role: "listitem", "data-figure": id || "" }, el("div", { class: "ad-label" }, label), track, numbers);
     });
     const axis = el("div", { class: "ad-row ad-axis", "aria-hidden": "true" }, el("div", {}),
-      el("div", { class: "ad-ticks" }, ...ticks.map(tick)), el("div", { class: "ad-soft" }, kind === "percent" ? "%" : ""));
+      el("div", { class: "ad-ticks" }, ...ticks.map(tick)), el("div", {}));
     const over = lines.length
       ? el("div", { class: "ad-row ad-axis" }, el("div", {}), el("div", { class: "ad-ticks" },
           ...lines.map((line) => {
@@ -112,7 +112,7 @@ const admin = {};
     }
     const area = el("div", { class: "ad-bars" });
     for (const bar of bars) {
-      const column = el("div", { class: "ad-bar", title: `${bar.text}: ${plural(bar.value, unit)}` }, el("i", {}));
+      const column = el("div", { class: "ad-column", title: `${bar.text}: ${plural(bar.value, unit)}` }, el("i", {}));
       column.firstChild.style.height = `${(100 * bar.value) / top}%`;
       area.append(column);
     }
