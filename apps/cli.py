@@ -11,18 +11,19 @@ import importlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps import arguments as kinds
 from apps import plan_command
+from apps.named_files import check_files, hub_ids
 from apps.shipped import find_recipe
 from apps.stages import STAGES as STAGES
 from apps.stages import run_stage
 
 if TYPE_CHECKING:
-    from align.config import DataSettings, RunSettings
+    from align.config import RunSettings
 
 STUDIES = {
     "rlhf": "SFT, SFT+, RLHF and Fact-RLHF on the built-in world",
@@ -246,7 +247,7 @@ def _run_stage(args: argparse.Namespace) -> int:
 def _run_resolved(args: argparse.Namespace, settings: Any) -> int:
     if settings.dry_run:
         print(_plan(args.stage, settings), flush=True)
-    _check_files(settings)
+    check_files(settings)
     if settings.threads:
         # Before torch is imported: it reads the number once.
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
@@ -256,7 +257,7 @@ def _run_resolved(args: argparse.Namespace, settings: Any) -> int:
         return 0
     if settings.dry_run:
         print("dry run: settings and data are fine; nothing was computed")
-        for key, name in _hub_ids(settings):
+        for key, name in hub_ids(settings):
             told = f"{key} {name!r} is no folder here: it is taken as a Hub id, and was not looked up"
             print(told, file=sys.stderr)
     elif args.stage == "rounds":
@@ -299,13 +300,6 @@ def _show_findings(folder: Path) -> None:
     print(f"the page: {folder / 'report.html'}")
 
 
-def _hub_ids(settings: RunSettings) -> list[tuple[str, str]]:
-    from align.config import is_hub_id
-
-    model = getattr(settings, "model", None)
-    return [("model.path", model.path)] if model is not None and is_hub_id(model.path) else []
-
-
 def _quoted(text: str) -> str:
     """Text as a quoted YAML scalar, so that ``--output 2026`` stays text."""
     return "'" + text.replace("'", "''") + "'"
@@ -316,50 +310,6 @@ def _plan(name: str, settings: RunSettings) -> str:
 
     text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return f"# align {name}, with every setting resolved\n{text}"
-
-
-def _check_files(settings: RunSettings) -> None:
-    """Every local path the settings name must exist.
-
-    Raises:
-        FileNotFoundError: one line for each missing path, with its key.
-    """
-    missing = [
-        f"{key}: no such file or directory: {path}" for key, path in _paths(settings) if not path.exists()
-    ]
-    if missing:
-        text = "\n".join(missing)
-        raise FileNotFoundError(f"{text}\nrelative paths start at the current directory ({Path.cwd()})")
-
-
-def _paths(settings: Any) -> Iterator[tuple[str, Path]]:
-    from align.config import is_hub_id
-
-    judge = getattr(settings, "judge", None)
-    models = [(name, getattr(settings, name, None)) for name in ("model", "reward_base")]
-    for name, model in (*models, ("judge.local", judge and judge.local)):
-        if model is not None:
-            for key, value in (("path", model.path), *(("adapter", adapter) for adapter in model.adapters)):
-                if not is_hub_id(value):
-                    yield f"{name}.{key}", Path(value)
-    for section in ("data", "eval_data", "prompts", "ppo_prompts"):
-        data: DataSettings | None = getattr(settings, section, None)
-        if data is not None:
-            files = [data.path] if isinstance(data.path, str) else data.path
-            yield from ((f"{section}.path", Path(file)) for file in files)
-            named = (("images", data.images), ("captions", data.captions))
-            yield from ((f"{section}.{key}", Path(value)) for key, value in named if value is not None)
-    for key in ("reward_model", "reward_images", "images", "world", "verdicts", "judge_prompt"):
-        if getattr(settings, key, None) is not None:
-            yield key, Path(getattr(settings, key))
-    for name, file in getattr(settings, "benchmarks", {}).items():
-        yield f"benchmarks.{name}", Path(file)
-    for key in ("captions", "synonyms", "images"):
-        if (value := getattr(getattr(settings, "chair", None), key, None)) is not None:
-            yield f"chair.{key}", Path(value)
-    answers = getattr(settings, "answers", {})
-    for name, file in ({"": answers} if isinstance(answers, str) else answers).items():
-        yield f"answers.{name}".rstrip("."), Path(file)
 
 
 def _data(args: argparse.Namespace) -> int:
