@@ -16,7 +16,7 @@ from apps.annotate.pages.guide import guide
 from apps.annotate.service import Service
 from apps.annotate.web import Api, Site
 
-SCRIPTS = ("marks.js", "zoom.js", "guide.js", "labeler_view.js", "labeler_keys.js", "labeler.js")
+SCRIPTS = ("marks.js", "zoom.js", "guide.js", "labeler_view.js", "labeler_events.js", "labeler.js")
 STYLES = ("labeler.css",)
 
 

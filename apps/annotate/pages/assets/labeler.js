@@ -2,7 +2,6 @@
 (() => {
   "use strict";
   const { api } = align;
-  const OTHER = { A: "B", B: "A" };
   const token = () => crypto.randomUUID?.() ?? Array.from(crypto.getRandomValues(new Uint8Array(16)), (n) => n.toString(16).padStart(2, "0")).join("");
   /** What may pass by itself: no answer, or a server that says so. */
   const passing = (error) => [0, 429, 502, 503, 504].includes(error.status);
@@ -12,7 +11,7 @@
       this.root = root;
       this.drafts = new Map();
       this.forget();
-      this.watch();
+      align.labelerEvents(this);
     }
 
     forget() {
@@ -51,9 +50,26 @@
         return;
       }
       this.count();
+      this.loadDraft();
       const seen = `align.guide.${session.user.name}`;
       if (this.kept(seen) === this.guide.version) this.next();
       else align.showGuide(this.guide, true, () => { this.kept(seen, this.guide.version); this.next(); });
+    }
+
+    /** What was chosen and marked outlives a reload of the tab, if the same pair comes again. */
+    saveDraft() {
+      const draft = { name: this.session.user.name, pair: this.task.pair, choice: this.choice, marks: this.marks() };
+      try {
+        sessionStorage.setItem("align.draft", JSON.stringify(draft));
+      } catch { /* a browser that keeps nothing */ }
+    }
+
+    loadDraft() {
+      try {
+        const draft = JSON.parse(sessionStorage.getItem("align.draft"));
+        sessionStorage.removeItem("align.draft");
+        if (draft?.name === this.session.user.name) this.drafts.set(draft.pair, draft);
+      } catch { /* nothing was kept */ }
     }
 
     kept(name, value) {
@@ -216,6 +232,13 @@
       return Object.fromEntries(Object.values(this.passages).filter((one) => one.marks.length).map((one) => [one.side, one.marks]));
     }
 
+    /** Whether somebody can see the page: its time counts then. */
+    looking(seen) {
+      if (!this.task) return;
+      if (!seen && this.since !== null) this.active += performance.now() - this.since;
+      this.since = seen ? performance.now() : null;
+    }
+
     seconds() {
       return (this.active + (this.since === null ? 0 : performance.now() - this.since)) / 1000;
     }
@@ -294,7 +317,17 @@
     lease(seconds, fresh) {
       this.until = Date.now() + seconds * 1000;
       this.renewed = Date.now();
+      this.over = false;
       if (fresh || seconds * 1000 > this.full) this.full = seconds * 1000;
+    }
+
+    tick() {
+      if (!this.view || !this.task) return;
+      const left = (this.until - Date.now()) / 1000;
+      this.view.timeLeft(left);
+      if (left > 0 || this.over) return;
+      this.over = true;
+      this.view.tell("The time for this pair is over. Your answer is still taken, unless somebody else has been given the pair.");
     }
 
     /** Somebody works: hold the pair anew, now and then. */
@@ -337,47 +370,9 @@
     actions() {
       return {
         choose: (group, value) => this.choose(group, value), submit: () => this.submit(), undo: () => this.undo(), skip: (reason) => this.skip(reason),
-        mark: () => this.passages?.A.focus(), markSelected: () => this.markSelected(1), guide: () => this.guide && align.showGuide(this.guide, false),
+        mark: () => this.passages?.A.focus(), markSelected: () => this.marker.markTouched(), guide: () => this.guide && align.showGuide(this.guide, false),
         zoom: () => this.view.image?.complete && this.view.image.naturalWidth > 0 && align.zoom(this.view.image), leave: () => this.leave(), back: () => this.back(),
       };
-    }
-
-    markSelected(clicks) {
-      const found = this.task && !this.busy && Object.values(this.passages).find((one) => one.markSelected(clicks));
-      if (this.view?.markWords) this.view.markWords.hidden = true;
-      return found || null;
-    }
-
-    watch() {
-      let touch = false;
-      document.addEventListener("pointerdown", (event) => {
-        touch = event.pointerType === "touch";
-        for (const one of Object.values(this.passages ?? {})) one.skip = false;
-      });
-      document.addEventListener("mouseup", (event) => {
-        if (touch || event.button !== 0 || !this.task) return;
-        const found = this.markSelected(event.detail);
-        // the click that follows ends the selection, and marks no sentence
-        if (found) found.skip = true;
-      });
-      document.addEventListener("selectionchange", () => {
-        if (touch && this.task) this.view.markWords.hidden = !Object.values(this.passages).some((one) => one.selected());
-      });
-      document.addEventListener("align:beyond", (event) => {
-        const other = this.passages[OTHER[event.detail.side]];
-        if ((event.detail.side === "A") === (event.detail.step > 0)) other.move(event.detail.step > 0 ? 0 : other.sentences.length - 1);
-      });
-      document.addEventListener("keydown", (event) => align.labelerKey(event, this));
-      for (const name of ["keydown", "pointerdown", "wheel", "scroll"]) document.addEventListener(name, () => this.touched(), { passive: true });
-      document.addEventListener("visibilitychange", () => {
-        if (!this.task) return;
-        if (document.hidden && this.since !== null) this.active += performance.now() - this.since;
-        this.since = document.hidden ? null : performance.now();
-      });
-      setInterval(() => this.view && this.task && this.view.timeLeft((this.until - Date.now()) / 1000), 500);
-      addEventListener("beforeunload", (event) => { if (this.busy && this.task) event.preventDefault(); });
-      addEventListener("pagehide", () => { if (this.task && !this.busy) align.farewell("release"); });
-      addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
     }
   }
 

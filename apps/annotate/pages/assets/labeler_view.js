@@ -58,7 +58,8 @@
         return this.cards[side];
       });
       this.body.replaceChildren(el("div", { class: "task" }, this.picture(pictureUrl),
-        el("div", { class: "talk" }, el("section", { class: "turns", "aria-label": "Conversation" }, turns), el("div", { class: "pair" }, cards))));
+        el("div", { class: "talk" }, el("section", { class: "turns", "aria-label": "Conversation" }, turns), el("div", { class: "pair" }, cards),
+        el("p", { class: "al-hint" }, "Marks are optional: click a sentence that is false, or select the false words."))));
       this.choices(task.stage === "qualification");
       window.scrollTo(0, 0);
       this.body.focus({ preventScroll: true });
@@ -177,6 +178,11 @@
         if (reason === "other" && !note.value.trim()) { note.focus(); return fail("Say in a few words what it is."); }
         view.close();
         done(reason, note.value.trim());
+      });
+      note.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+        event.preventDefault();
+        form.requestSubmit();
       });
       view.addEventListener("keydown", (event) => {
         const radio = view.querySelectorAll("input[type=radio]")[Number(event.key) - 1];

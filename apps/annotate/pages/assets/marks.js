@@ -32,7 +32,7 @@
       this.at = 0;
       this.changed = changed;
       this.before = [];
-      this.box = el("div", { class: "passage", dir: "auto", "data-side": this.side, role: "group", "aria-label": `Response ${this.side}` });
+      this.box = el("div", { class: "passage", dir: "auto", "data-side": this.side, role: "group", "aria-label": `Response ${this.side}; its sentences can be marked as false` });
       this.box.addEventListener("click", (event) => this.clicked(event));
       this.box.addEventListener("keydown", (event) => this.pressed(event));
       this.draw();
@@ -73,7 +73,7 @@
       const state = free === 0 ? "true" : free === end - start ? "false" : "mixed";
       return el("span", {
         class: "sentence", role: "checkbox", "aria-checked": state, "data-sentence": number,
-        tabindex: number === this.at ? 0 : -1, title: state === "false" ? "Click: mark this sentence as not in the picture" : "Click a mark to remove it",
+        tabindex: number === this.at ? 0 : -1,
       }, part);
     }
 
@@ -159,10 +159,13 @@
     /** Mark what is selected; `clicks` of one series (a double click selects a word) count as one. */
     markSelected(clicks = 1) {
       const span = this.selected();
-      if (span === null) return false;
+      if (span !== null) this.mark(span, clicks);
+      return span !== null;
+    }
+
+    mark(span, clicks = 1) {
       getSelection().removeAllRanges();
       this.set([...(clicks > 1 ? this.before : this.marks), span]);
-      return true;
     }
   }
 

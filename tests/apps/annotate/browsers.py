@@ -1,0 +1,83 @@
+"""A project's pages on a port of this machine, and somebody who looks at them with Chromium."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from apps.annotate.pages import with_pages
+from apps.annotate.server import create_app
+from apps.annotate.web import Site
+from tests.apps.annotate.conftest import PASSWORD, Project
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+#: of Chromium; it asks nobody but the page's own server then
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@contextmanager
+def served(project: Project, instructions: str | None = None) -> Iterator[str]:
+    """The project's pages and API, served from a thread; its URL."""
+    site = Site()
+    app = with_pages(create_app(project.service, site), project.service, site, instructions)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        thread.join(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)
+
+
+class Visit:
+    """A page in a context of its own: what it asks for, what it is told, and what goes wrong in it."""
+
+    def __init__(self, browser: Browser, url: str, **more: Any) -> None:
+        self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 860}} | more))
+        self.page: Page = self.context.new_page()
+        self.page.set_default_timeout(15_000)
+        self.url, self.asked, self.faults, self.told = url, list[str](), list[str](), list[str]()
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("console", self._said)
+
+    def _said(self, message: Any) -> None:
+        # what a browser says of refused requests is no fault of the page; what it says of its policy is
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):
+            self.faults.append(message.text)
+
+    def enter(self, name: str, path: str = "/") -> Page:
+        """Open the page and sign in, or join where the path brings an invitation."""
+        self.page.goto(self.url + path)
+        self.sign_in(name)
+        return self.page
+
+    def sign_in(self, name: str) -> None:
+        """Fill in the form that is shown."""
+        self.page.fill("input[name=username]", name)
+        self.page.fill("input[name=password]", PASSWORD)
+        self.page.keyboard.press("Enter")
+
+    def work(self, name: str) -> Page:
+        """Sign in, and close the instructions: the first pair is shown."""
+        page = self.enter(name)
+        page.wait_for_selector("dialog.guide")
+        page.keyboard.press("Escape")
+        page.wait_for_selector(".task")
+        return page
+
+    def check(self) -> None:
+        """Nothing went wrong in the page, and it asked nobody else."""
+        assert self.faults == []
+        assert {url for url in self.asked if not url.startswith((self.url + "/", "data:", "blob:"))} == set()
