@@ -180,6 +180,26 @@ def sampler(temperature: float, top_p: float = 1.0) -> Choose:
     return choose
 
 
+class Heard:
+    """Log-probabilities of tokens as they are drawn: of softmax(logits / temperature), whatever is then kept
+    from being chosen."""
+
+    def __init__(self, temperature: float) -> None:
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}; log-probabilities need a positive one")
+        self.temperature = temperature
+        #: by row, as :func:`decode` returns the rows; as many as there are tokens
+        self.rows: dict[int, list[float]] = {}
+
+    def norms(self, logits: Tensor) -> Tensor:
+        """(B, V) logits as the model gives them -> (B,) logarithms of the sums of their exponentials."""
+        return (logits / self.temperature).logsumexp(-1)
+
+    def said(self, logits: Tensor, norms: Tensor, chosen: Tensor) -> Tensor:
+        """(B,) of the ``chosen`` tokens (B,), given ``norms`` of all tokens."""
+        return logits.gather(-1, chosen[:, None])[:, 0] / self.temperature - norms
+
+
 @torch.no_grad()
 def decode(
     base: Any,
@@ -190,24 +210,30 @@ def decode(
     max_new_tokens: int,
     any_going: Callable[[bool], bool] = bool,
     more: Callable[[int], Read | None] | None = None,
+    heard: Heard | None = None,
 ) -> list[tuple[list[int], bool]]:
     """Each row's tokens (its end token included) and whether the end came; ``state`` is used up.
 
     ``ends`` are end tokens, ``never`` are never chosen. ``any_going``: :attr:`Lmm.any_going`; as long as it
     is true one row goes on, unheard. ``more(n)`` reads up to n rows that take the places of ended ones, or
-    gives None when there are none left; they come behind the others in what is returned.
+    gives None when there are none left; they come behind the others in what is returned. ``heard`` is told
+    the tokens' log-probabilities.
     """
     size = len(state.mask)
     found: list[list[int]] = [[] for _ in state.mask]
     complete = [False] * size
     left = list(range(size))
     while True:
+        norms = heard.norms(state.logits) if heard else None
         state.logits[:, list(never)] = float("-inf")
         chosen = choose(state.logits)
-        for row, token in zip(left, chosen.tolist()):
+        heard_now = heard.said(state.logits, norms, chosen).tolist() if heard and norms is not None else None
+        for k, (row, token) in enumerate(zip(left, chosen.tolist())):
             if not complete[row] and len(found[row]) < max_new_tokens:
                 found[row].append(token)
                 complete[row] = token in ends
+                if heard and heard_now:
+                    heard.rows.setdefault(row, []).append(heard_now[k])
         going = [k for k, row in enumerate(left) if not complete[row] and len(found[row]) < max_new_tokens]
         fresh = more(size - len(going)) if more and len(going) <= (1 - LEAVING) * size else None
         if fresh is None and not any_going(bool(going)):

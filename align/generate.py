@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from align import decode, prefix
 from align.config import GenerateSettings
@@ -19,8 +19,9 @@ from align.render import ImageInput, Renderer
 from data.schema import Message, Response
 
 Item: TypeAlias = tuple[Sequence[Message], ImageInput]
-#: of some items: prompt ids and mask (b, p), response ids (b·num_return, r), image features
-Part: TypeAlias = tuple[Tensor, Tensor, Tensor, "Tensor | None"]
+#: of some items: prompt ids and mask (b, p), response ids and, if asked for, their log-probabilities
+#: (b·num_return, r), image features
+Part: TypeAlias = tuple[Tensor, Tensor, Tensor, "Tensor | None", "Tensor | None"]
 #: wraps the iteration over batches, e.g. tqdm
 Progress: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -41,6 +42,8 @@ class Generated:
     complete: Tensor
     #: (images, N, H) projected features of the prompts' images in order; None for other models or text only
     features: Tensor | None
+    #: (B, R) float32, of the tokens as they were drawn, top_p aside; 0 at padding. Only if asked for
+    logprobs: Tensor | None = None
 
 
 def join(prompt: dict[str, Any], responses: Generated) -> dict[str, Any]:
@@ -131,11 +134,13 @@ def rollout_tokens(
     *,
     seed: int,
     num_return: int = 1,
+    with_logprobs: bool = False,
 ) -> Generated:
     """Sample from the active adapter; rows are item 0's ``num_return`` samples, then item 1's, and so on.
 
     Items are generated ``settings.batch_size`` rows at a time, sorted by length; where the model allows it,
-    rows that have ended make place for the next. The result is in the items' order.
+    rows that have ended make place for the next. The result is in the items' order; whether it is
+    ``with_logprobs`` does not change it.
     """
     if not items:
         raise ValueError("no items to generate from; give at least one")
@@ -155,10 +160,11 @@ def rollout_tokens(
     with inference(lmm.model), seeded(seed, lmm.device):
         for run in runs:
             if decode.is_able(lmm):
-                parts += _decode(lmm, renderer, run, settings, ends, never, num_return)
+                parts += _decode(lmm, renderer, run, settings, ends, never, num_return, with_logprobs)
             else:
                 config = decoding(settings, ends, renderer.pad_id, num_return=num_return, never=never)
-                parts.append(_generate(lmm, renderer, run, config))
+                listening = Listening(settings.temperature, never) if with_logprobs else None
+                parts.append(_generate(lmm, renderer, run, config, listening))
     return _assemble(parts, order, items, num_return, ends, renderer.pad_id)
 
 
@@ -234,18 +240,57 @@ def decoding(
     )
 
 
-def _generate(lmm: Lmm, renderer: Renderer, items: Sequence[Item], config: GenerationConfig) -> Part:
+class Listening(LogitsProcessor):
+    """Hears, ahead of temperature and top_p, what transformers' own loop draws from, step by step.
+
+    ``never`` are left out by it: where ``suppress_tokens`` does, its share is lost before this is called.
+    """
+
+    def __init__(self, temperature: float, never: Sequence[int]) -> None:
+        self.heard, self.never = decode.Heard(temperature), list(never)
+        self.drawn_from: tuple[Tensor, Tensor] | None = None
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, T) tokens so far and (B, V) raw logits of the next -> those that are drawn from."""
+        self.settle(input_ids)
+        norms = self.heard.norms(scores)
+        scores = scores.index_fill(-1, torch.tensor(self.never, device=scores.device), float("-inf"))
+        self.drawn_from = scores, norms
+        return scores
+
+    def settle(self, input_ids: Tensor) -> None:
+        """The last of these tokens (B, T) are what was drawn in the step before."""
+        if self.drawn_from is not None:
+            self.steps.append(self.heard.said(*self.drawn_from, input_ids[:, -1]))
+        self.drawn_from = None
+
+
+def _generate(
+    lmm: Lmm,
+    renderer: Renderer,
+    items: Sequence[Item],
+    config: GenerationConfig,
+    listening: Listening | None = None,
+) -> Part:
     """One batch by transformers' own loop."""
     base = unwrap(lmm.model)
     how: dict[str, Any] = {"generation_config": config, "synced_gpus": lmm.any_going is not None}
-    if not is_llava(base):
-        batch = move(renderer.prompt_batch(items), lmm.device)
+    if listening is not None:
+        config.suppress_tokens = None
+        how["logits_processor"] = LogitsProcessorList([listening])
+    if is_llava(base):
+        batch = move(renderer.prompt_batch(_encode_once(lmm, renderer, items)), lmm.device)
+        features, mask = image_features(base, batch), batch["attention_mask"]
+        ids = base.generate(inputs_embeds=embed(base, batch, features), attention_mask=mask, **how)
+    else:
+        batch, features = move(renderer.prompt_batch(items), lmm.device), None
         ids = base.generate(**batch, **how)[:, batch["input_ids"].shape[1] :]
-        return batch["input_ids"], batch["attention_mask"], ids, None
-    batch = move(renderer.prompt_batch(_encode_once(lmm, renderer, items)), lmm.device)
-    features, mask = image_features(base, batch), batch["attention_mask"]
-    ids = base.generate(inputs_embeds=embed(base, batch, features), attention_mask=mask, **how)
-    return batch["input_ids"], mask, ids, features
+    logprobs = None
+    if listening is not None:
+        listening.settle(ids)
+        logprobs = torch.stack(listening.steps, dim=1)
+    return batch["input_ids"], batch["attention_mask"], ids, logprobs, features
 
 
 def _decode(
@@ -256,6 +301,7 @@ def _decode(
     ends: list[int],
     never: list[int],
     num_return: int,
+    with_logprobs: bool,
 ) -> list[Part]:
     """All items by our loop, in the parts in which their prompts were read."""
     base, rest, read = unwrap(lmm.model), list(items), []
@@ -279,13 +325,22 @@ def _decode(
     first = more(max(settings.batch_size, num_return))
     assert first is not None
     limit, going = settings.max_new_tokens, lmm.any_going or bool
-    said = iter(decode.decode(base, first, choose, ends, never, limit, going, more))
+    heard = decode.Heard(settings.temperature) if with_logprobs else None
+    said = [row for row, _ in decode.decode(base, first, choose, ends, never, limit, going, more, heard)]
     parts: list[Part] = []
+    at = 0
     for ids, mask, features in read:
-        rows = [torch.tensor(next(said)[0], device=lmm.device) for _ in range(len(ids) * num_return)]
-        written = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=renderer.pad_id)
-        parts.append((ids, mask, written, features))
+        rows = range(at, at := at + len(ids) * num_return)
+        written = _stack([said[row] for row in rows], renderer.pad_id, lmm.device)
+        logprobs = _stack([heard.rows[row] for row in rows], 0.0, lmm.device) if heard else None
+        parts.append((ids, mask, written, logprobs, features))
     return parts
+
+
+def _stack(rows: Sequence[Sequence[float]], fill: float, device: torch.device) -> Tensor:
+    """Rows of unequal length, padded on the right."""
+    tensors = [torch.tensor(row, device=device) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
 
 
 def _encode_once(lmm: Lmm, renderer: Renderer, items: Sequence[Item]) -> list[Item]:
@@ -313,14 +368,15 @@ def _assemble(
     width = max(ids.shape[1] for ids, *_ in parts)
     prompt_ids = torch.cat([_pad_to(ids, width, pad_id, left=True) for ids, *_ in parts])
     prompt_mask = torch.cat([_pad_to(mask, width, 0, left=True) for _, mask, *_ in parts])
-    length = max(ids.shape[1] for _, _, ids, _ in parts)
+    length = max(ids.shape[1] for _, _, ids, *_ in parts)
     device = prompt_ids.device
     place, rows = place.to(device), rows.to(device)
-    responses = torch.cat([_pad_to(ids, length, pad_id) for _, _, ids, _ in parts])[rows]
+    responses = torch.cat([_pad_to(ids, length, pad_id) for _, _, ids, *_ in parts])[rows]
     is_end = torch.isin(responses, torch.tensor(ends, device=device))
     # real tokens: all up to and with the first end token
     mask = (is_end.long().cumsum(-1) - is_end.long() == 0).long()
     complete = is_end.any(-1)
+    heard = [_pad_to(said, length, 0) for *_, said, _ in parts if said is not None]
     return Generated(
         prompt_ids[place].repeat_interleave(num_return, 0),
         prompt_mask[place].repeat_interleave(num_return, 0),
@@ -328,6 +384,7 @@ def _assemble(
         mask,
         complete,
         _gather_features([f for *_, f in parts], order, items, num_return),
+        torch.cat(heard)[rows].masked_fill(mask == 0, 0) if heard else None,
     )
 
 

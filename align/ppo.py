@@ -24,14 +24,14 @@ from align.checkpoint import RunDir, checkpoint_step, progress
 from align.config import PpoSettings
 from align.context import check_context
 from align.diagnose import PpoError as PpoError
-from align.diagnose import check_finite, check_fresh
+from align.diagnose import check_drawn, check_finite, check_fresh
 from align.generate import Item, rollout_tokens
 from align.models.lmm import check_model
 from align.models.memory import peak_memory
 from align.pictures import encode_pictures, open_pictures
 from align.ppo_checks import belongings, check, check_processes, check_same_step
 from align.ppo_checks import read_prompts as read_prompts
-from align.ppo_metrics import LOSSES, rollout_metrics
+from align.ppo_metrics import LOSSES, drawn_gap, rollout_metrics
 from align.render import ImageInput
 from align.reward_model import ScoreItem, read_info
 from align.rewards import symbolic, total
@@ -147,7 +147,7 @@ class Ppo:
         for step in progress(range(start, s.steps), "ppo"):
             began = time.perf_counter()
             prompts, sampled, rollout = self.roll_out(step)
-            metrics = rollout_metrics(rollout, s, self.sum)
+            metrics = rollout_metrics(rollout, s, self.sum) | self.check_sampler(sampled, rollout)
             rolled = time.perf_counter()
             stopped = self.watch_kl(step, metrics["objective/kl"])
             if stopped is None:
@@ -201,8 +201,9 @@ class Ppo:
         asked = [[Message(role="user", content=p.question)] for p in prompts]
         items: list[Item] = list(zip(asked, encoded))
         actors.use(POLICY)
+        seed = step_seed(s.seed, "rollout", step, rank)
         made = rollout_tokens(
-            actors.lmm, actors.renderer, items, s.generate, seed=step_seed(s.seed, "rollout", step, rank)
+            actors.lmm, actors.renderer, items, s.generate, seed=seed, with_logprobs=step == 0
         )
         sampled = Sampled(made, items, actors.renderer, even=s.shard_base)
         judged = actors.judge_tokens(sampled, self.rows_at_once)
@@ -232,6 +233,14 @@ class Ppo:
             returns=returns,
         )
         return prompts, sampled, rollout
+
+    def check_sampler(self, sampled: Sampled, rollout: Rollout) -> dict[str, float]:
+        """The first step's ``sampling/logprob_gap``; PpoError or a warning where it is large."""
+        if sampled.generated.logprobs is None:
+            return {}
+        gap, first = drawn_gap(sampled.generated.logprobs, rollout.logprobs, rollout.mask, self.sum)
+        check_drawn(gap, first, self.settings.model)
+        return {"sampling/logprob_gap": gap}
 
     def facts_seed(self, step: int) -> str:
         """What decides the order in which the reward model reads a prompt's facts."""

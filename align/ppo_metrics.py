@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from align.config import PpoSettings
 from align.rl import Reduce, Rollout, explained_variance, kl_penalty
@@ -22,7 +23,8 @@ def rollout_metrics(rollout: Rollout, settings: PpoSettings, total: Reduce) -> d
 
     ``objective/kl`` is the sum over a response of log π − log π_ref, ``objective/kl_k3`` of the k3 estimate,
     ``objective/entropy`` of −log π; ``policy/entropy_avg`` is the mean of the distributions' entropies over
-    tokens. ``reward/<name>`` are the parts whose sum is ``objective/rewards``.
+    tokens. ``reward/<name>`` are the parts whose sum is ``objective/rewards``. The first step has
+    ``sampling/logprob_gap`` besides, see ``drawn_gap``.
     """
     mask = rollout.mask
     ratio = torch.where(mask > 0, rollout.logprobs - rollout.ref_logprobs, 0)
@@ -47,3 +49,12 @@ def rollout_metrics(rollout: Rollout, settings: PpoSettings, total: Reduce) -> d
         "val/explained_var": float(explained_variance(rollout.values, rollout.returns, mask, total)),
         "policy/entropy_avg": float(total(rollout.entropy.sum()) / tokens),
     }
+
+
+def drawn_gap(drawn: Tensor, scored: Tensor, mask: Tensor, total: Reduce) -> tuple[float, float]:
+    """Mean |difference| of the log-probabilities (B, R) of tokens as drawn and as scored, of all processes
+    together: of all real tokens, and of the responses' first ones."""
+    gap = torch.where(mask > 0, (drawn - scored).abs(), 0)
+    parts = (gap.sum(), mask.sum(), gap[:, 0].sum(), mask[:, 0].sum())
+    every, tokens, first, rows = total(torch.stack([x.float() for x in parts])).tolist()
+    return every / tokens, first / rows

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
+from align import decode
 from align.config import GenerateSettings, LoraSettings, ModelSettings
 from align.generate import Item, generate, grid_features, join, rollout_tokens
 from align.models.lmm import Lmm, add_adapters, load, token_logprobs
@@ -164,6 +165,37 @@ def test_rollout_keeps_order_and_scores_what_was_sampled(lmm: Lmm, items: list[I
             alone = logits[:, -length - 1 : -1].log_softmax(-1).gather(-1, response[..., None])[0, :, 0]
             mask = out.response_mask[row].bool()
             assert torch.allclose(logp[row][mask], alone[mask], atol=1e-5)
+
+
+@pytest.mark.parametrize("loop", ["ours", "transformers", "transformers, of any model"])
+def test_log_probabilities_of_tokens_as_they_are_drawn(
+    lmm: Lmm, items: list[Item], monkeypatch: pytest.MonkeyPatch, loop: str
+) -> None:
+    """Those of scoring, also where rows end and others take their place, and top_p cuts the draws' tail.
+
+    A token that is never drawn has its share all the same.
+    """
+    renderer = Renderer(lmm.processor)
+    lmm.model.lm_head.bias = torch.nn.Parameter(torch.zeros(lmm.model.lm_head.out_features))
+    with torch.no_grad():
+        lmm.model.lm_head.bias[[renderer.end_token_id, renderer.image_token_id]] = 3.0
+    if loop != "ours":
+        monkeypatch.setattr(decode, "is_able", lambda *_: False)
+    if loop == "transformers, of any model":
+        monkeypatch.setattr("align.generate.is_llava", lambda *_: False)
+        items = [item for item in items if item[1] is not None]
+    how = SAMPLED.model_copy(update={"temperature": 0.7, "top_p": 0.95})
+    plain = rollout_tokens(lmm, renderer, items * 2, how, seed=2)
+    out = rollout_tokens(lmm, renderer, items * 2, how, seed=2, with_logprobs=True)
+    assert plain.logprobs is None and out.logprobs is not None
+    assert torch.equal(plain.response_ids, out.response_ids)
+    mask = out.response_mask
+    assert len(set(mask.sum(1).tolist())) > 2
+    batch = join(renderer.prompt_batch(items * 2), out)
+    with torch.no_grad():
+        logits = lmm.model(**batch).logits[:, -mask.shape[1] - 1 : -1] / 0.7
+    expected = logits.log_softmax(-1).gather(-1, out.response_ids[..., None])[..., 0]
+    torch.testing.assert_close(out.logprobs, expected.masked_fill(mask == 0, 0), atol=1e-4, rtol=1e-4)
 
 
 def test_join_keeps_other_inputs(lmm: Lmm, items: list[Item]) -> None:

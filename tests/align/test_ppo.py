@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from PIL import Image as PilImage
 from safetensors.torch import load_file
 
+from align import decode
 from align.actors import LEARNERS, POLICY, VALUE, Actors, Sampled
 from align.checkpoint import RunDir
 from align.config import GenerateSettings, LoraSettings, ModelSettings, PpoSettings
-from align.diagnose import PpoError, check_finite, check_fresh
+from align.diagnose import PpoError, check_drawn, check_finite, check_fresh
 from align.generate import rollout_tokens
 from align.models.lmm import adapters_off, hidden_states, load, move
 from align.models.tiny import build_tiny_llava
@@ -392,6 +394,50 @@ def test_diagnoses():
         check_fresh(torch.tensor([float("nan")]), torch.tensor([-1.5]))
     with pytest.raises(PpoError, match=r"step 3: val/grad_norm not finite.*value_lr \(now 0\.2\)"):
         check_finite(2, {"loss/policy_avg": 0.0, "val/grad_norm": float("inf")}, 0.1, 0.2)
+
+
+def test_the_sampler_is_compared_with_the_scoring_once(trained: Path):
+    rows = metrics(trained)
+    # float32 on one's own machine: two ways of summing the same
+    assert 0 < rows[0]["sampling/logprob_gap"] < 1e-5
+    assert not any("sampling/logprob_gap" in row for row in rows[1:])
+
+
+@pytest.mark.parametrize(
+    ("fault", "where"),
+    [
+        ("padding is read", r"First tokens differ already \(.*how the prompt is read"),
+        ("what is kept is not", r"First tokens agree \(.*keys and values that are kept"),
+    ],
+)
+def test_a_sampler_of_another_distribution_is_told(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, where: str
+):
+    real = decode.forward
+
+    def faulty(base: Any, cache: Any, inputs: torch.Tensor, mask: torch.Tensor, **how: Any) -> decode.Read:
+        seen = mask.clone()
+        if fault == "padding is read":
+            seen[:] = 1
+        elif inputs.shape[1] == 1:
+            seen[:, :-1] = 0
+        return replace(real(base, cache, inputs, seen, **how), mask=mask)
+
+    monkeypatch.setattr(decode, "forward", faulty)
+    with pytest.raises(PpoError, match=rf"as it is scored differ by .* in float32\).* {where}"):
+        run(settings(world, tmp_path, steps=1))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_rounding_is_allowed_for_and_warned_of(caplog: pytest.LogCaptureFixture):
+    how: dict[str, Any] = {"path": "x", "dtype": "bfloat16"}
+    check_drawn(0.09, 0.09, ModelSettings(**how))
+    check_drawn(0.09, 0.09, ModelSettings(path="x", dtype="float16", bits=8))
+    assert not caplog.text
+    check_drawn(0.11, 0.09, ModelSettings(**how, bits=4))
+    assert "(at most 0.1 is rounding in bfloat16, 4 bits)" in caplog.text
+    with pytest.raises(PpoError, match=r"differ by nan .* \(at most 0.001 is rounding in float32\)"):
+        check_drawn(float("nan"), 0.0, ModelSettings(path="x"))
 
 
 def test_dry_run_computes_nothing(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
