@@ -68,8 +68,9 @@ class RoundPrompts(DataSettings):
 class LabelSettings(Settings):
     """Who chooses between the responses: the built-in world's simulated labelers, or people.
 
-    ``file`` and ``app`` stop after sampling and wait for a file of labels, whatever made it; of the app
-    that is its export.
+    ``file`` stops after sampling and waits for a file of labels, whatever made it. ``app`` puts the samples
+    into the store of ``align annotate``, and goes on once the people there have voted; without ``store`` it
+    waits for the app's export, as ``file`` does.
     """
 
     by: Literal["simulated", "file", "app"]
@@ -82,6 +83,14 @@ class LabelSettings(Settings):
     #: its format (``align data formats``); None reads the project's own JSONL
     format: str | None = None
     options: dict[str, str] = {}
+    #: app: sqlite:///FILE or postgresql://USER@HOST/NAME, made if it is not there; one for all rounds
+    store: str | None = None
+    #: app: votes a pair, and the share of pairs that get ``overlap_votes`` instead
+    votes: int = Field(1, ge=1, le=100)
+    overlap: float = Field(0.1, ge=0, le=1)
+    overlap_votes: int = Field(3, ge=1, le=100)
+    #: app: of the pairs that must have their votes before the round goes on
+    share: float = Field(1.0, gt=0, le=1)
 
     @model_validator(mode="after")
     def _whose(self) -> LabelSettings:
@@ -89,6 +98,8 @@ class LabelSettings(Settings):
             raise ValueError(
                 "simulated labelers need world, the folder of the built-in world; others take none"
             )
+        if self.store is not None and (self.by != "app" or self.file is not None):
+            raise ValueError("store is the app's: set by to app, and leave out file")
         return self
 
 

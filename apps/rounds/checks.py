@@ -14,6 +14,7 @@ from align.pairs import check_facts
 from align.reward import read_preferences
 from align.tracking import check_reports
 from apps import evaluate
+from apps.annotate.store import parse_url
 from apps.rounds.prompts import shares
 from apps.rounds.stages import eval_settings, ppo_settings
 from data.errors import DataError
@@ -65,6 +66,11 @@ def check_labels(settings: RoundsSettings, prompts: Sequence[Prompt]) -> None:
             rule = f"{len(foreign)} prompts are of {where} (the first: {foreign[0]!r})"
             mend = "give the world folder that the pictures came from, or label by file"
             raise DataError(rule, key="labels.world", mend=mend)
+    if settings.labels.store is not None:
+        parse_url(settings.labels.store)
+        if settings.sample.responses != 2:
+            rule = f"sample.responses is {settings.sample.responses}, and the app compares two"
+            raise RoundsError(f"{rule}; set 2, or label by file")
     if settings.reward.eval_data is not None:
         read_preferences(settings.reward.eval_data)
         return

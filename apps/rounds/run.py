@@ -28,6 +28,7 @@ import yaml
 from align.checkpoint import RunDir
 from align.config import RoundsSettings, RunSettings
 from apps import eval_report
+from apps.rounds.app_labels import collect
 from apps.rounds.checks import RoundsError, check, program
 from apps.rounds.labels import SUMMARY, awaited_file, write_labels
 from apps.rounds.prompts import deal, read_prompts
@@ -66,6 +67,10 @@ class Awaited:
     #: where their labels are looked for, and in which format (None: the project's own)
     file: Path
     format: str | None
+    #: of the annotation app, where it is asked; then ``done`` of the records have their votes
+    store: str | None = None
+    images: str | None = None
+    done: int = 0
 
 
 def run(settings: RoundsSettings) -> Path | Awaited:
@@ -114,6 +119,11 @@ def go_round(settings: RoundsSettings, number: int) -> Awaited | None:
                 f"{samples}: no prompt drew two different responses; begin again elsewhere, with a higher "
                 "sample.generate.temperature or more prompts"
             )
+        if settings.labels.store is not None:
+            votes = collect(settings, number, folder)
+            if votes.done < settings.labels.share * votes.pairs:
+                told = settings.labels.store, settings.prompts.images, votes.done
+                return Awaited(number, samples, votes.pairs, folder / "choices.jsonl", None, *told)
         if file is not None and not file.exists():
             return Awaited(number, samples, count, file, settings.labels.format)
         write_labels(settings, number, folder)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from apps.annotate.store import parse_url, shown
 from apps.rounds.run import MANIFEST, Awaited
 from data.jsonl import read_json
 
 
 def waiting(awaited: Awaited, command: str) -> Iterator[str]:
     """Which labels are awaited where, and the command that goes on with them."""
+    if awaited.store is not None:
+        images = "" if awaited.images is None else f" --images {shlex.quote(awaited.images)}"
+        yield f"round {awaited.number} waits for votes: {awaited.done} of {awaited.count} pairs have theirs"
+        store = shlex.quote(shown(parse_url(awaited.store)))
+        yield f"  serve them:         align annotate serve --store {store}{images}"
+        yield f"  then continue with: {command}"
+        return
     layout = f"format {awaited.format}" if awaited.format else "preferences with choices, one a line"
     yield f"round {awaited.number} waits for labels: {awaited.count} records of sampled responses"
     yield f"  to be labelled:     {awaited.samples}"

@@ -1,0 +1,87 @@
+"""The labels of a round from the annotation app: its samples go into a store, and its votes come out of it.
+
+One store serves all rounds, with its accounts; a round's pairs have ids that begin with ``round-<number>/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import and_, case, func, select
+
+from align.config import RoundsSettings
+from apps.annotate.assign import WORK
+from apps.annotate.exports import records
+from apps.annotate.imports import Wish, import_pairs
+from apps.annotate.store import Store, open_store
+from apps.annotate.tables import pairs
+from data.convert import Source
+from data.jsonl import read_records, write_records
+from data.schema import Preference
+
+#: the round's samples as they went into the store
+ASKED = "to_label.jsonl"
+
+
+@dataclass(frozen=True)
+class Votes:
+    """How far the people are with a round's pairs."""
+
+    pairs: int
+    #: with all their votes, or decided by an admin
+    done: int
+
+
+def collect(settings: RoundsSettings, number: int, folder: Path) -> Votes:
+    """Put the round's samples into the store unless they are there, and write ``choices.jsonl`` once enough
+    of them have their votes: decisions of admins, and majorities where there is none.
+
+    Raises:
+        StoreError: a store that cannot be opened. DataError: samples of which the store knows others.
+    """
+    labels = settings.labels
+    assert labels.store is not None
+    store = open_store(labels.store, create=True)
+    try:
+        _ask(settings, store, number, folder)
+        votes = _count(store, number)
+        if votes.done >= labels.share * votes.pairs:
+            write_records(folder / "choices.jsonl", _chosen(store, number))
+        return votes
+    finally:
+        store.close()
+
+
+def _ask(settings: RoundsSettings, store: Store, number: int, folder: Path) -> None:
+    file, labels = folder / ASKED, settings.labels
+    if not file.exists():
+        samples = read_records(folder / "sample/samples.jsonl", "preference", strict=True)
+        named = [one.model_copy(update={"id": _prefix(number) + one.id}) for one in samples]
+        write_records(file, named)
+    images = settings.prompts.images
+    source = Source(file, images=None if images is None else Path(images), kind="preference")
+    wish = Wish(labels.votes, labels.overlap, max(labels.votes, labels.overlap_votes), seed=settings.seed)
+    import_pairs(store, source, WORK, wish, strict=True)
+
+
+def _count(store: Store, number: int) -> Votes:
+    done = case((and_(pairs.c.open == 1, pairs.c.adjudicated.is_(None)), 0), else_=1)
+    asked = and_(pairs.c.role == WORK, pairs.c.id.startswith(_prefix(number), autoescape=True))
+    with store.read() as connection:
+        found = connection.execute(select(func.count(), func.sum(done)).where(asked)).one()
+    return Votes(int(found[0]), int(found[1] or 0))
+
+
+def _chosen(store: Store, number: int) -> Iterator[Preference]:
+    """The round's records with their choices, under the ids that they were sampled with."""
+    prefix = _prefix(number)
+    with store.read(snapshot=True) as connection:
+        for record in records(connection, "adjudicated", frozenset()):
+            if record.id.startswith(prefix):
+                yield record.model_copy(update={"id": record.id.removeprefix(prefix)})
+
+
+def _prefix(number: int) -> str:
+    return f"round-{number}/"

@@ -1,0 +1,142 @@
+"""The labels of a round from the annotation app's store, as its people vote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as PilImage
+
+from align.config import ConfigError, RoundsSettings, resolve
+from apps.annotate.accounts import User
+from apps.annotate.passwords import Cost
+from apps.annotate.results import Answers, NoTask
+from apps.annotate.service import Service
+from apps.annotate.store import open_store
+from apps.rounds.app_labels import Votes, collect
+from apps.rounds.labels import write_labels
+from apps.rounds.run import Awaited
+from apps.rounds.words import waiting
+from data.jsonl import read_records, write_records
+from data.schema import HALLUCINATION, Facts, Image, Message, Preference, Response
+
+
+def sample(name: str) -> Preference:
+    return Preference(
+        id=name,
+        image=Image(id="a", path="a.png"),
+        messages=[Message(role="user", content=f"What is there, {name}?")],
+        responses=[Response(text="A cat.", model="policy"), Response(text="A dog.", model="policy")],
+        choices={},
+        facts=Facts(captions=[f"caption of {name}"]),
+    )
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    PilImage.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for number in (1, 2):
+        # prompts may come again in the next round
+        samples = [sample("one"), sample("two"), sample("three")]
+        write_records(tmp_path / f"round-{number}/sample/samples.jsonl", samples)
+    return tmp_path
+
+
+def settings(output: Path, **labels: Any) -> RoundsSettings:
+    store = f"sqlite:///{output / 'votes.db'}"
+    return RoundsSettings.model_validate({
+        "output": str(output), "model": {"path": "m"},
+        "prompts": {"path": "p", "images": str(output)},
+        "labels": {"by": "app", "store": store, "overlap": 0} | labels,
+    })  # fmt: skip
+
+
+class People:
+    """Labelers of the store, who prefer the cat."""
+
+    def __init__(self, output: Path, *names: str) -> None:
+        self.store = open_store(f"sqlite:///{output / 'votes.db'}")
+        self.service = Service(self.store, images=output, cost=Cost(n=2, r=1, p=1))
+        self.service.set_rules({"gold_every": 0, "qualification": 0, "pass_mark": 0})
+        for name in names:
+            self.service.accounts.add(name, "a long enough one")
+        self.users: dict[str, User] = {
+            name: self.service.accounts.sign_in(name, "a long enough one", "here").session.user
+            for name in names
+        }
+
+    def vote(self, name: str, times: int, prefer: str = "A cat.") -> None:
+        for k in range(times):
+            task = self.service.next_task(self.users[name])
+            assert not isinstance(task, NoTask)
+            (side,) = (one.side for one in task.responses if one.text == prefer)
+            self.service.vote(self.users[name], task.pair, Answers(side), f"{name}-{k}-{task.pair}")
+
+
+def test_a_round_goes_on_when_all_pairs_have_their_votes(output: Path) -> None:
+    given, first = settings(output), output / "round-1"
+    assert collect(given, 1, first) == Votes(3, 0)
+    people = People(output, "ann")
+    people.vote("ann", 2)
+    assert collect(given, 1, first) == Votes(3, 2)
+    assert not (first / "choices.jsonl").exists()
+    people.vote("ann", 1)
+    assert collect(given, 1, first) == Votes(3, 3)
+    assert write_labels(given, 1, first)["decided"] == 3
+    labels = read_records(first / "labels/labels.jsonl", "preference")
+    assert sorted(one.id for one in labels) == ["round-1/one", "round-1/three", "round-1/two"]
+    for one in labels:
+        assert isinstance(one, Preference)
+        assert one.responses[one.choices[HALLUCINATION] or 0].text == "A cat."
+        assert one.facts.captions == [f"caption of {one.id.removeprefix('round-1/')}"]
+
+    # the second round has the same prompts, the same store, and votes of its own
+    second = output / "round-2"
+    assert collect(given, 2, second) == Votes(3, 0)
+    people.vote("ann", 3, "A dog.")
+    assert collect(given, 2, second) == Votes(3, 3)
+    assert write_labels(given, 2, second)["decided"] == 3
+    for one in read_records(second / "labels/labels.jsonl", "preference"):
+        assert isinstance(one, Preference)
+        assert one.responses[one.choices[HALLUCINATION] or 0].text == "A dog."
+    people.store.close()
+
+
+def test_several_votes_a_pair_and_a_share_of_the_pairs(output: Path) -> None:
+    given, folder = settings(output, votes=2, overlap_votes=2, share=0.6), output / "round-1"
+    collect(given, 1, folder)
+    people = People(output, "ann", "bob", "eve")
+    people.vote("ann", 3)
+    assert collect(given, 1, folder) == Votes(3, 0)
+    people.vote("bob", 1)
+    assert collect(given, 1, folder) == Votes(3, 1)
+    people.vote("eve", 1, "A dog.")
+    # two of three pairs, and 60 % are asked for; the third has one vote, which counts
+    assert collect(given, 1, folder) == Votes(3, 2)
+    found = read_records(folder / "choices.jsonl", "preference")
+    assert sorted(sum(record.meta["votes"][HALLUCINATION]) for record in found) == [1, 2, 2]
+    assert write_labels(given, 1, folder)["labelled"] == 3
+    people.store.close()
+
+
+def test_what_is_waited_for(output: Path) -> None:
+    store = f"sqlite:///{output / 'votes.db'}"
+    awaited = Awaited(2, output / "s.jsonl", 3, output / "c.jsonl", None, store, "my images", 1)
+    text = list(waiting(awaited, "align rounds r.yaml --resume"))
+    assert text == [
+        "round 2 waits for votes: 1 of 3 pairs have theirs",
+        f"  serve them:         align annotate serve --store {store} --images 'my images'",
+        "  then continue with: align rounds r.yaml --resume",
+    ]
+    secret = Awaited(1, output, 3, output, None, "postgresql://me:secret@host/votes", None, 0)
+    assert "secret" not in "".join(waiting(secret, "x"))
+
+
+@pytest.mark.parametrize("labels", ["by=file", "by=app labels.file=x/{round}.jsonl"])
+def test_a_store_is_the_apps_alone(labels: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("output: o\nmodel: {path: m}\nprompts: {path: p}\nrounds: 1\n")
+    words = [f"labels.{labels.split()[0]}", *labels.split()[1:], "labels.store=sqlite:///v.db"]
+    with pytest.raises(ConfigError, match="store is the app's"):
+        resolve(RoundsSettings, recipe, words)
