@@ -11,6 +11,9 @@ import random
 import sys
 from pathlib import Path
 
+from apps.annotate.admin_api import invitation_path
+from apps.annotate.service import Service
+from apps.annotate.store import open_store
 from apps.cli import main as align
 from data.jsonl import read_records, write_records
 from data.schema import HALLUCINATION, HELPFULNESS, Message, Preference, Prompt, Response
@@ -21,6 +24,8 @@ from data.world.scene import Scene
 
 #: pairs of the test and gold items, made beside those to compare
 TEST, GOLD = 8, 12
+#: labelers whom one start invites
+GUESTS = 20
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,13 +34,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/annotate"), metavar="DIR")
     parser.add_argument("--pairs", type=int, default=60, metavar="N", help="pairs to compare (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--port", type=int, default=7861, metavar="N", help="default: %(default)s")
     args, more = parser.parse_known_args(arguments)
     made = make(args.output, args.pairs, args.seed)
     store = f"sqlite:///{args.output / 'votes.db'}"
     words = ["annotate", "serve", "--store", store, "--images", str(args.output / "world")]
+    words += ["--port", str(args.port)]
     for name, file in made.items():
         words += [f"--{name}", str(file)]
+    if args.port:
+        link = f"http://127.0.0.1:{args.port}{invitation_path(_invite(store))}"
+        print(f"labelers come in by {link} (up to {GUESTS} within a week, once it is served)", flush=True)
     return align([*words, "--overlap", "0.5", *more])
+
+
+def _invite(url: str) -> str:
+    """The code of an invitation for labelers; the store is made if it is not there."""
+    store = open_store(url, create=True)
+    try:
+        return Service(store).accounts.invite("labeler", GUESTS).code
+    finally:
+        store.close()
 
 
 def make(folder: Path, pairs: int, seed: int) -> dict[str, Path]:

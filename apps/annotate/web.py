@@ -39,8 +39,8 @@ _HEADERS = {
 }
 #: answers of the API are data: opened as a page they can do nothing
 _API_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
-#: pages bring their own policy, or this one: nothing from elsewhere, and nothing sent there. Gradio's page and
-#: ours have inline scripts and styles; what labelers read comes as JSON and becomes text nodes alone
+#: pages bring their own policy, or this one: nothing comes from elsewhere or is sent there. Gradio's page and
+#: ours have scripts and styles inline; what labelers read comes as JSON and becomes text nodes alone
 _PAGE_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'none'; "

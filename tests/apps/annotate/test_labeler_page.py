@@ -442,6 +442,42 @@ def test_time_left_is_told_and_renewed_by_work_alone(browser: Browser, project: 
     assert log(project) == []
 
 
+def test_every_end_is_told(browser: Browser, make_project: MakeProject) -> None:
+    project = make_project(1)
+    for name in ("ann", "bob", "cid"):
+        project.user(name)
+    held = project.task("ann")
+    with visiting(browser, project) as visit:
+        page = visit.enter("bob")
+        page.wait_for_selector("dialog.guide")
+        press(page, "Escape")
+        page.wait_for_selector("text=Nothing free right now")
+        project.service.release(project.user("ann"))
+        press(page, "Enter")
+        page.wait_for_selector(".task")
+        project.service.set_rules({"limit": 1})
+        submit(page, "1")
+        page.wait_for_selector("text=You have reached your number")
+        page.wait_for_selector("text=1 of 1 votes")
+        # the last one, too, can be taken back
+        press(page, "Control+z")
+        page.wait_for_selector(".task")
+        submit(page)
+        page.click("text=Sign out")
+        page.wait_for_selector("input[name=username]")
+        project.add([pair("q", choices={HALLUCINATION: 0})], "qualification")
+        project.service.set_rules({"qualification": 1, "pass_mark": 1})
+        visit.sign_in("cid")
+        page.wait_for_selector("dialog.guide")
+        press(page, "Escape")
+        page.wait_for_selector("text=item 1 of 1")
+        submit(page, "2" if texts(page)[0] == "A red cat." else "1")
+        page.wait_for_selector("text=The test was not passed")
+        press(page, "1", "Enter", "u")
+        page.wait_for_selector("text=The test is over")
+    assert [row.key for row in log(project)][:3] == [held.pair] * 3
+
+
 def test_zoom_and_pictures_that_do_not_show(browser: Browser, make_project: MakeProject) -> None:
     project = make_project(1)
     gone = project.folder / "images" / "gone.png"

@@ -49,7 +49,7 @@
         throw error;
       });
     } catch (error) {
-      throw new ApiError("network", 0, "the server cannot be reached; check the connection and try again");
+      throw new ApiError("network", 0, "the server cannot be reached; check the connection");
     } finally {
       clearTimeout(timer);
     }

@@ -83,6 +83,7 @@
     }
 
     choices(test) {
+      this.test = test;
       const choice = (group, value, label, hint, title) => el("button", {
         class: `al-button choice side-${value}`, type: "button", role: "radio", "aria-checked": "false", "data-group": group, "data-value": value,
         title, onclick: () => this.act.choose(group, value),
@@ -120,6 +121,8 @@
       this.first.classList.toggle("answered", asks);
       this.submit.disabled = busy || hallucination === null || (asks && helpfulness === null);
       this.undo.disabled = busy;
+      this.skipButton.disabled = busy || this.test;
+      this.body.querySelector(".pair").inert = busy;
       this.vote.setAttribute("aria-busy", String(busy));
       const better = helpfulness ?? hallucination;
       for (const [side, card] of Object.entries(this.cards)) card.classList.toggle("better", side === better);
