@@ -55,7 +55,7 @@
       { title: "Cohen’s kappa", numeric: true, value: (r) => r.cohen_kappa.value, show: (r) => cell(r.cohen_kappa, "number") },
     ];
     into.replaceChildren(
-      note(`Measured on ${plural(found.pairs, "pair")} with two votes or more (${plural(found.votes, "vote")}). Gold items and the test are left out.`),
+      note(`Measured on ${plural(found.pairs, "pair")} with two votes or more (${plural(found.votes, "vote")}). Gold items and the test are left out. Each figure stands with its 95 % interval.`),
       question("preferred", found.preferred), question("hallucination", found.hallucination),
       card("How to read these", el("dl", { class: "ad-reading" },
         ...READING.flatMap(([term, text]) => [el("dt", {}, term), el("dd", {}, text)])),
@@ -88,7 +88,7 @@
         dots({ rows: each, kind: "percent", lines: [{ at: 0.5, text: "50 %" }], unit: "vote" }));
     });
     const ties = voted.map((row) => ({ label: row.name, found: row.ties }));
-    into.replaceChildren(...cards,
+    into.replaceChildren(note("Each share stands with its 95 % interval."), ...cards,
       card("Ties in the first question",
         note("Share of the votes that found the two responses alike in hallucinations. A labeler who ties far more often than the others may not look closely."),
         dots({ rows: [{ label: "All labelers", found: bias.ties, id: "ties" }, ...ties], kind: "percent", unit: "vote" })));

@@ -22,16 +22,14 @@
         el("div", { class: "ad-tall", tabindex: "0", role: "region", "aria-label": "Labels per labeler" },
           admin.lying({ bars: voted.map((row) => ({ label: row.name, value: row.votes })), label: "Labels per labeler" })),
         el("table", { class: "ad-table ad-small" }, head, el("tbody", {}, ...lines))),
-      note("Votes on pairs of the project, without gold items. The thesis’s column is its 10 K preference data: 28 people, of whom one gave two fifths."));
+      note("Votes on pairs of the project, without gold items. The thesis’s column is its preference data of 28 people (Appendix H)."));
   }
 
   // --- one account ---
 
   function manage(row) {
     const own = row.name === admin.session.user.name;
-    const dialog = el("dialog", { class: "ad-dialog", "aria-label": `Account ${row.name}` });
-    const close = el("button", { type: "button", class: "al-button" }, "Close");
-    close.addEventListener("click", () => dialog.close());
+    const close = el("button", { type: "button", class: "al-button", onclick: () => dialog.close() }, "Close");
     const change = (body, words) => admin.doing(dialog, async () => {
       await align.api("POST", "/api/admin/labeler", { name: row.name, ...body });
       align.toast(words, "good");
@@ -54,14 +52,12 @@
     const door = row.disabled
       ? button("Let in again", { disabled: false }, `${row.name} can sign in again`)
       : button("Shut out", { disabled: true }, `${row.name} is shut out; the votes stay`, { class: "al-button danger", ...(own ? { disabled: "" } : {}) });
-    dialog.append(el("h3", {}, row.name), note(`${row.role}, ${plural(row.votes, "vote")}, ${plural(row.gold, "gold vote")}`),
+    const dialog = align.dialog("ad-dialog", el("h3", {}, row.name), note(`${row.role}, ${plural(row.votes, "vote")}, ${plural(row.gold, "gold vote")}`),
       el("h4", {}, "Votes"), set,
       el("h4", {}, "Test"), note(tested(row)), button("Take the test again", { retake: true }, `${row.name} takes the test again`),
       el("h4", {}, "Access"), note(row.disabled ? "Shut out: cannot sign in. The votes stay." : own ? "This is you. Another admin can shut you out." : "Shutting out ends the sessions at once; the votes stay."), door,
       el("div", { class: "ad-foot" }, close));
-    dialog.addEventListener("close", () => dialog.remove());
-    admin.root.append(dialog);
-    dialog.showModal();
+    dialog.setAttribute("aria-label", `Account ${row.name}`);
   }
 
   function tested(row) {
@@ -78,7 +74,7 @@
   }
 
   function actions(row) {
-    const button = el("button", { type: "button", class: "al-button", "aria-label": `Manage ${row.name}` }, "Manage…");
+    const button = el("button", { type: "button", class: "al-button", "aria-label": `Manage ${row.name}` }, "Manage");
     button.addEventListener("click", () => manage(row));
     return button;
   }

@@ -126,7 +126,7 @@
     ["limit", "Most votes of one labeler", "0: any number", { min: "0", step: "1" }],
   ];
 
-  function rules() {
+  function rules(now) {
     const saved = el("span", { class: "ad-saved", role: "status" });
     const form = el("form", { class: "ad-form" }, ...RULES.map(([name, text, hint, more]) => field(name, text, hint, { type: "number", required: "", ...more })),
       el("div", { class: "ad-submit" }, el("button", { type: "submit", class: "al-button primary" }, "Save the rules"), saved));
@@ -143,17 +143,17 @@
         saved.replaceChildren(`Saved at ${admin.clock.format(new Date())}; they hold from the next pair on.`);
       });
     });
-    admin.doing(form, async () => fill(await get("rules")));
+    fill(now);
     return card("Rules", note("They hold for everybody, from the next pair on."), form);
   }
 
   let figures = null;
 
-  function draw(into, { overview, reasons }) {
+  function draw(into, { overview, reasons, rules: now }) {
     // forms are kept as they are: a refresh must not take what somebody is typing
     if (figures === null || !into.contains(figures)) {
       figures = el("div", { class: "ad-stack" });
-      into.replaceChildren(figures, el("div", { class: "ad-two" }, invitations(), rules()));
+      into.replaceChildren(figures, el("div", { class: "ad-two" }, invitations(), rules(now)));
     }
     figures.replaceChildren(progress(overview), tiles(overview), el("div", { class: "ad-two" }, throughput(overview), skips(overview, reasons)));
   }
@@ -163,8 +163,8 @@
     title: "Overview",
     every: 30,
     load: async () => {
-      const [overview, reasons] = await Promise.all([get("overview"), align.api("GET", "/api/reasons")]);
-      return { overview, reasons };
+      const [overview, reasons, rules] = await Promise.all([get("overview"), align.api("GET", "/api/reasons"), get("rules")]);
+      return { overview, reasons, rules };
     },
     draw,
   });

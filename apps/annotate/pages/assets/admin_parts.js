@@ -22,7 +22,7 @@ const admin = {};
     if (seconds < 90) return `${Math.round(seconds)} s`;
     if (seconds < 90 * 60) return `${Math.round(seconds / 60)} min`;
     if (seconds < 36 * 3600) return `${(seconds / 3600).toFixed(1)} h`;
-    return `${(seconds / 86400).toFixed(seconds < 10 * 86400 ? 1 : 0)} days`;
+    return `${(seconds / 86400).toFixed(seconds < 9.95 * 86400 ? 1 : 0)} days`;
   }
 
   const stamp = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "short" });

@@ -5,7 +5,7 @@
   const PAGE = 20;
   const RESPONSES = ["Response 1", "Response 2"];
   const FIRST = "Which has fewer hallucinations?";
-  const SECOND = "Neither: which is more helpful?";
+  const SECOND = "A tie. Which is more helpful?";
   /** pairs seen here, in order; `at` is the one shown; decisions made here by pair */
   const queue = { waiting: 0, pairs: [], at: 0, decided: new Map(), tied: false, reasons: {} };
   let place = null;
@@ -87,12 +87,13 @@
     const before = queue.decided.get(pair.pair);
     const asked = queue.tied ? SECOND : FIRST;
     const answer = (index) => (queue.tied ? before?.hallucination === null && before.helpfulness === index : before && before.hallucination === index);
-    const buttons = [0, 1, null].map((index, k) => choice(String(k + 1), index === null ? (queue.tied ? "Neither, a tie" : "A tie") : RESPONSES[index], Boolean(answer(index)), () => say(index)));
+    const buttons = [0, 1, null].map((index, k) => choice(String(k + 1), index === null ? "A tie" : RESPONSES[index], Boolean(answer(index)), () => say(index)));
     const words = el("textarea", { class: "al-input", id: "ad-note", rows: "2", maxlength: "1000", value: before?.note ?? "" });
     return el("div", { class: "ad-panel al-card", role: "group", "aria-label": asked },
       before ? el("p", { class: "al-note good" }, `Decided: ${verdict(before)}. Choose again to change it.`) : null,
       el("h3", { id: "ad-asked", "aria-live": "polite" }, asked),
-      el("div", { class: "ad-decisions" }, buttons, queue.tied ? choice("Esc", "Back", false, () => tie(false)) : null),
+      el("div", { class: "ad-decisions" }, buttons),
+      queue.tied ? el("div", { class: "ad-decisions" }, choice("Esc", "Back to the first question", false, () => tie(false))) : null,
       el("div", { class: "ad-field" }, el("label", { for: "ad-note" }, "Note (kept with the decision)"), words));
   }
 
@@ -160,8 +161,8 @@
     const talk = pair.messages.map((turn) => el("div", { class: "ad-turn" }, el("span", { class: "ad-soft" }, turn.role === "user" ? "Question" : "Earlier answer"), el("div", { class: "ad-text", dir: "auto" }, turn.content)));
     place.replaceChildren(head,
       el("div", { class: "ad-pair" },
-        el("div", { class: "ad-seen" }, picture(pair), el("div", { class: "al-card ad-talk" }, talk), panel(pair), votes(pair)),
-        el("div", { class: "ad-responses" }, response(pair, 0), response(pair, 1))));
+        el("div", { class: "ad-seen" }, picture(pair), el("div", { class: "al-card ad-talk" }, talk), panel(pair)),
+        el("div", { class: "ad-responses" }, response(pair, 0), response(pair, 1), votes(pair))));
   }
 
   function over() {
