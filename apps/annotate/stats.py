@@ -128,7 +128,7 @@ def _reasons(connection: Connection) -> dict[str, int]:
 def _tested(connection: Connection) -> dict[str, int]:
     """How many labelers passed the test, and how many did not."""
     query = select(users.c.qualification, func.count()).group_by(users.c.qualification)
-    found = dict(connection.execute(query).tuples().all())
+    found: dict[str | None, int] = dict(connection.execute(query).tuples().all())
     return {outcome: found.get(outcome, 0) for outcome in ("passed", "failed")}
 
 

@@ -97,7 +97,7 @@ def voted(make_project: MakeProject) -> Project:
     texts = (f"A red cat. {HOSTILE}", f"A red cat and a dog, 🐈 and more. {HOSTILE}")
     project.add([pair(f"{k:03d}", texts) for k in range(12)], labels=3)
     project.add([pair(f"g{k}", choices={"hallucination": 0}) for k in range(2)], "gold")
-    project.service.set_rules({"gold_every": 5})
+    project.service.set_rules({"gold_every": 3})
     while isinstance(task := project.service.next_task(project.user("dan")), Task):
         project.service.skip(project.user("dan"), task.pair, "other", project.token(), HOSTILE)
     for name in ("ann", "bob", "cid"):
@@ -296,7 +296,7 @@ def test_an_invitation_and_a_rule(go: Go, voted: Project) -> None:
     page.wait_for_selector("#ad-overview:not([aria-busy])")
     page.click("text=Save the rules")
     page.wait_for_selector(".ad-saved:not(:empty)")
-    assert (voted.service.rules.lease, voted.service.rules.gold_every) == (1200.0, 5)
+    assert (voted.service.rules.lease, voted.service.rules.gold_every) == (1200.0, 3)
     page.fill("#ad-pass_mark", "9")
     page.click("text=Save the rules")
     page.wait_for_selector(".al-note.bad")
