@@ -208,7 +208,7 @@
     }
 
     nothing({ reason, wait }) {
-      const undo = align.el("button", { class: "al-button", type: "button", onclick: () => this.undo() }, "Undo my last answer");
+      const undo = this.counts?.votes + this.counts?.skips !== 0 && align.el("button", { class: "al-button", type: "button", onclick: () => this.undo() }, "Undo my last answer");
       const given = `You have given ${this.counts?.votes ?? "your"} votes.`;
       if (reason === "failed") {
         this.view.screen("The test was not passed", "Thank you for your time. Fewer of your answers agreed with ours than this project needs. If you would like to try once more, ask whoever invited you.");
@@ -271,8 +271,9 @@
         const { vote, next } = await this.patiently("POST", "vote", body);
         this.drafts.delete(body.pair);
         this.done("votes", next);
-        if (vote.qualification === "passed" && next.kind === "task") this.passed(next);
-        else this.show(next);
+        if (vote.qualification === "passed" && next.kind === "task") return this.passed(next);
+        this.show(next);
+        if (vote.qualification === "passed") align.toast("You passed the test.", "good");
       }, (error) => this.lost(error));
     }
 
