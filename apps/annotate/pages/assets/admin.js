@@ -5,7 +5,6 @@
   const ORDER = ["overview", "labelers", "agreement", "bias", "disagreements", "export"];
   /** name -> {section, panel, body, told, at, loading} */
   const places = new Map();
-  let main = null;
 
   // --- asking the server ---
 
@@ -167,7 +166,7 @@
     }
     const by = new Map(admin.sections.map((one) => [one.name, one]));
     const panels = ORDER.map((name) => section(by.get(name)));
-    main = el("main", { class: "ad-main" }, panels);
+    const main = el("main", { class: "ad-main" }, panels);
     frame(el("div", {}, tabs(), main), admin.session.user);
     show(asked());
   }

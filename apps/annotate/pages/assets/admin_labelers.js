@@ -21,7 +21,7 @@
       el("div", { class: "ad-two ad-plain" },
         el("div", { class: "ad-tall", tabindex: "0", role: "region", "aria-label": "Labels per labeler" },
           admin.lying({ bars: voted.map((row) => ({ label: row.name, value: row.votes })), label: "Labels per labeler" })),
-        el("table", { class: "ad-table ad-small" }, head, el("tbody", {}, ...lines))),
+        el("table", { class: "ad-table" }, head, el("tbody", {}, ...lines))),
       note("Votes on pairs of the project, without gold items. The thesis’s column is its preference data of 28 people (Appendix H)."));
   }
 

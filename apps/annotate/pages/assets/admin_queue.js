@@ -98,13 +98,13 @@
   }
 
   function tie(tied) {
-    const words = note_();
+    const words = said();
     queue.tied = tied;
     show();
     document.getElementById("ad-note").value = words;
   }
 
-  const note_ = () => document.getElementById("ad-note")?.value ?? "";
+  const said = () => document.getElementById("ad-note")?.value ?? "";
   const here = () => queue.pairs[queue.at];
 
   /** The answer to the question that is shown. */
@@ -115,7 +115,7 @@
 
   function decide(values) {
     const pair = here();
-    const made = { ...values, note: note_() };
+    const made = { ...values, note: said() };
     return admin.doing(place, async () => {
       // the same token when it is sent again, so that it is kept once
       const body = { pair: pair.pair, token: crypto.randomUUID?.() ?? random(), ...made };
