@@ -25,7 +25,7 @@ _CHUNK = 4_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure over ``n`` items with its bootstrap percentile interval (95 % by default).
+    """A figure over ``n`` items with its interval (95 % by default; bootstrap percentiles where nothing else is said).
 
     NaN where the figure is undefined, e.g. the precision of a model that never says yes.
     """
@@ -288,3 +288,18 @@ def t_interval(values: Iterable[float]) -> Interval:
     half = t95(n - 1) * float(x.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     mean = float(x.mean())
     return Interval(mean, mean - half, mean + half, n)
+
+
+def wilson_interval(hits: int, n: int) -> Interval:
+    """Share of ``n`` independent answers that are hits, with Wilson's score interval (95 %).
+
+    Unlike a bootstrap it has a width where all answers agree: 1 of 1 says little (Wilson 1927; Brown, Cai and
+    DasGupta 2001, eq. 4).
+    """
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    z, share = Z95, hits / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    # what rounding leaves of the ends at 0 and 1
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half), n)

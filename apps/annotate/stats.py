@@ -29,7 +29,7 @@ from evals.agreement import (
     mean_cohen_kappa,
     raw_agreement,
 )
-from evals.metrics import Interval, bootstraps, mean_columns, mean_interval, ratio
+from evals.metrics import Interval, bootstraps, mean_columns, mean_interval, ratio, wilson_interval
 
 #: pairs of labelers whose own kappa is listed: those with the most pairs in common
 LISTED = 50
@@ -323,7 +323,7 @@ def _row(
         seconds_server=_median([v.seconds_server for v in work]),
         last=last.get(user.id),
         gold_right=_share(checked),
-        agreement=_share(peers.get(user.id, [])),
+        agreement=_mean(peers.get(user.id, [])),
         chose_a=_share([v.preferred == int(v.flipped) for v in decided]),
         chose_longer=_share([v.preferred == longer[v.n] for v in decided if longer[v.n] is not None]),
         ties=_share([vote.hallucination is None for vote in work]),
@@ -354,7 +354,12 @@ def _median(values: Sequence[float | None]) -> float | None:
     return float(statistics.median(known)) if known else None
 
 
-def _share(values: Sequence[float]) -> dict[str, float | int | None]:
+def _share(hits: Sequence[bool]) -> dict[str, float | int | None]:
+    """Of one labeler's votes, each on a pair of its own."""
+    return wilson_interval(sum(hits), len(hits)).as_dict()
+
+
+def _mean(values: Sequence[float]) -> dict[str, float | int | None]:
     if not values:
         return Interval(math.nan, math.nan, math.nan, 0).as_dict()
     return mean_interval(values, n_boot=_resamples(len(values))).as_dict()

@@ -273,3 +273,21 @@ def test_auroc_without_one_of_the_kinds_is_undefined() -> None:
         metrics.auroc([0.1, 0.2], [True])
     with pytest.raises(ValueError, match="1 clusters for 2 scores"):
         metrics.auroc([0.1, 0.2], [True, False], clusters=["a"])
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    # by hand from the quadratic (p − x)² = z² x (1 − x) / n, whose roots the ends are
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (1, 1, 0.2065, 1.0), (8, 10, 0.4902, 0.9433)],
+)
+def test_wilson_interval(hits: int, n: int, low: float, high: float) -> None:
+    found = metrics.wilson_interval(hits, n)
+    assert (found.value, found.n) == (hits / n, n)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+    for x in {found.low, found.high} - {0.0, 1.0}:
+        assert (hits / n - x) ** 2 == pytest.approx(metrics.Z95**2 * x * (1 - x) / n)
+
+
+def test_wilson_interval_of_nothing() -> None:
+    found = metrics.wilson_interval(0, 0)
+    assert math.isnan(found.value) and found.as_dict()["low"] is None
