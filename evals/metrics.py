@@ -25,7 +25,7 @@ _CHUNK = 4_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure over ``n`` items with its interval (95 % by default; bootstrap percentiles where nothing else is said).
+    """A figure over ``n`` items with its interval: 95 %, and bootstrap percentiles, by default.
 
     NaN where the figure is undefined, e.g. the precision of a model that never says yes.
     """
