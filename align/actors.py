@@ -34,7 +34,6 @@ from align.models.lmm import (
 from align.models.lora import lean
 from align.models.memory import any_process, checkpointed, shard
 from align.parts import parts
-from align.ppo_checks import check_belongs
 from align.render import Renderer
 from align.reward_model import (
     RewardModel,
@@ -45,7 +44,7 @@ from align.reward_model import (
     same_base,
     write_adapter,
 )
-from data.jsonl import read_json, write_json, write_text
+from data.jsonl import write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -303,9 +302,7 @@ class Training:
             save_tensors(directory / "good.safetensors", self.good)
 
     def restore(self, directory: Path) -> None:
-        """Raises CheckpointError when a file is missing or damaged, or the checkpoint is of another run."""
-        if (directory / "run.json").exists():
-            check_belongs(read_json(directory / "run.json"), self.belongs, directory)
+        """Raises CheckpointError when a file is missing or damaged."""
         device = str(self.actors.lmm.device)
         self.actors.put(load_tensors(directory / "weights.safetensors", device))
         # read to the CPU: the moments are moved to their parameters, and the step counts belong there

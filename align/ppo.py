@@ -29,7 +29,7 @@ from align.generate import Item, rollout_tokens
 from align.models.lmm import check_model
 from align.models.memory import peak_memory
 from align.pictures import encode_pictures, open_pictures
-from align.ppo_checks import belongings, check, check_processes, check_same_step
+from align.ppo_checks import belongings, check, check_goes_on, check_processes, check_same_step
 from align.ppo_checks import read_prompts as read_prompts
 from align.ppo_metrics import LOSSES, drawn_gap, rollout_metrics
 from align.render import ImageInput
@@ -75,7 +75,8 @@ def run(settings: PpoSettings, watch: Watch | None = None) -> Path:
         ModelError: the checkpoint, or the reward model's base, is no multimodal model.
         PpoError: settings that do not fit, texts longer than a model's context, a policy unlike its reference
             at the start, or values not finite.
-        CheckpointError: a run to resume that began with other prompts, processes or another reward model.
+        CheckpointError: a run to resume that began with other prompts (their facts and pictures included),
+            processes or another reward model.
         RewardPartError: a reward of one's own that is not there.
     """
     if settings.threads:
@@ -120,6 +121,10 @@ class Ppo:
     ) -> None:
         self.settings, self.prompts = settings, prompts
         self.accelerator, self.directory = accelerator, directory
+        belongs = belongings(settings, prompts, accelerator.num_processes)
+        if settings.resume:
+            # ahead of the models, which may take minutes
+            check_goes_on(directory, belongs)
         torch.manual_seed(settings.seed)
         if settings.model.device == "auto" and (accelerator.num_processes > 1 or settings.shard_base):
             placed = settings.model.model_copy(update={"device": str(accelerator.device)})
@@ -135,7 +140,6 @@ class Ppo:
         ]
         optim = settings.optim
         optimizer = torch.optim.AdamW(groups, betas=optim.betas, weight_decay=optim.weight_decay)
-        belongs = belongings(settings, prompts, accelerator.num_processes)
         self.training = Training(self.actors, optimizer, {}, belongs)
         self.actors.share_start()
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from align.checkpoint import CheckpointError
+from align.checkpoint import CheckpointError, RunDir
 from align.config import PpoSettings
 from align.diagnose import PpoError
 from align.pairs import check_facts
 from align.reward_model import find_reward, read_info
 from align.user_rewards import find_functions
 from data.images import check_image
-from data.jsonl import DataError, Rejects
+from data.jsonl import DataError, Rejects, read_json
 from data.load import load
 from data.schema import Prompt
 
@@ -91,7 +91,16 @@ def belongings(settings: PpoSettings, prompts: Sequence[Prompt], processes: int)
     """What a run's steps follow from beside its settings: a checkpoint under others is not gone on from."""
     reward = find_reward(settings.reward_model)
     ids = hashlib.sha256("\n".join(f"{p.id}\t{p.question}" for p in prompts).encode()).hexdigest()
-    return {"processes": processes, "reward model weights": _digest(reward), "prompts": ids}
+    judged = hashlib.sha256()
+    for prompt in prompts:
+        # where the prompt is from decides nothing
+        judged.update(prompt.model_dump_json(exclude={"source", "split"}).encode() + b"\n")
+    return {
+        "processes": processes,
+        "reward model weights": _digest(reward),
+        "prompts": ids,
+        "pictures, facts or kinds of the prompts": judged.hexdigest(),
+    }
 
 
 def _digest(reward: Path) -> str:
@@ -102,18 +111,28 @@ def _digest(reward: Path) -> str:
 
 
 def check_belongs(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raise CheckpointError where a checkpoint was made under other ``belongings``."""
-    different = [name for name in now if then.get(name) != now[name]]
+    """Raise CheckpointError where a checkpoint was made under other ``belongings``.
+
+    What an older version did not write down is not asked for.
+    """
+    different = [name for name in now if name in then and then[name] != now[name]]
     if not different:
         return
     how = [
-        f"{then.get(name)} processes, and there are {now[name]}" if name == "processes" else f"other {name}"
+        f"{then[name]} processes, and there are {now[name]}" if name == "processes" else f"other {name}"
         for name in different
     ]
     raise CheckpointError(
         f"{folder}: was made with {'; '.join(how)}, so that the run would not go on as it began; start it as "
         "then, or choose another output"
     )
+
+
+def check_goes_on(directory: RunDir, now: dict[str, Any]) -> None:
+    """:func:`check_belongs` of a run's newest checkpoint, if there is one; no weights are read."""
+    folder = directory.latest_checkpoint()
+    if folder is not None and (folder / "run.json").exists():
+        check_belongs(read_json(folder / "run.json"), now, folder)
 
 
 def check_same_step(done: int, accelerator: Accelerator) -> None:

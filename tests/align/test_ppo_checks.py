@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from align.actors import Actors
 from align.checkpoint import CheckpointError
 from align.config import PpoSettings
 from align.diagnose import PpoError
@@ -99,6 +100,8 @@ def test_what_a_run_s_steps_follow_from(folder: Path, tmp_path: Path) -> None:
     check_belongs(then, belongs(s), tmp_path)
     with pytest.raises(CheckpointError, match=r"with 1 processes, and there are 2.*start it as then"):
         check_belongs(then, belongs(s, 2), tmp_path)
+    # a checkpoint of an older version, which says less
+    check_belongs({"processes": 1}, belongs(s), tmp_path)
     # an id, a question or a weight more or less
     reward = tmp_path / "reward"
     shutil.copytree(folder / "reward", reward)
@@ -139,9 +142,23 @@ def test_a_run_does_not_go_on_with_other_prompts(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Ppo, "roll_out", dies)
         run(settings(folder, tmp_path / "run", **changes))
-    data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(CheckpointError, match=r"step-00000001-000: was made with other prompts"):
+    monkeypatch.setattr(Actors, "load", lambda *_: pytest.fail("models were loaded"))
+    whole = data.read_text()
+    data.write_text("".join(whole.splitlines(keepends=True)[1:]))
+    with pytest.raises(CheckpointError, match=r"step-00000001-000: was made with other prompts; other pict"):
         run(settings(folder, tmp_path / "run", resume=True, **changes))
+    # what is asked is the same, and what the rewards come of is not
+    for old, new in (
+        ("A cat.", "A dog."),
+        ('"answer_type": "no"', '"answer_type": "yes"'),
+        ("red.png", "blue.png"),
+    ):
+        assert old in whole
+        data.write_text(whole.replace(old, new))
+        with pytest.raises(
+            CheckpointError, match=r"000: was made with other pictures, facts or kinds of the"
+        ):
+            run(settings(folder, tmp_path / "run", resume=True, **changes))
 
 
 def test_rollouts_torn_inside_a_character(tmp_path: Path) -> None:
