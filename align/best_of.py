@@ -25,7 +25,7 @@ from align.models.lmm import load as load_lmm
 from align.pairs import check_facts
 from align.pictures import encode_pictures, open_pictures
 from align.render import Renderer
-from align.reward_model import RewardModel, ScoreItem, find_reward, read_info
+from align.reward_model import RewardModel, ScoreItem, check_reward, find_reward, read_info
 from align.schedule import step_seed
 from data.jsonl import DataError, Rejects, read_rows, write_json, write_records, write_rows
 from data.load import load
@@ -52,8 +52,8 @@ def run(settings: BestOfSettings) -> Path:
         torch.set_num_threads(settings.threads)
     rejects = Rejects()
     prompts = read_prompts(settings, rejects)
-    for model in (settings.model, read_info(settings.reward_model).model):
-        check_model(model)
+    check_model(settings.model)
+    check_reward(settings.reward_model)
     check_context(settings, prompts)
     if settings.dry_run:
         return Path(settings.output)

@@ -30,7 +30,7 @@ from align.pairs import check_facts
 from align.pictures import PictureKey, open_pictures, picture_key
 from align.render import Renderer
 from align.reward_function import make_reward_function, make_symbolic_functions, make_user_functions
-from align.reward_model import read_info, same_base
+from align.reward_model import check_reward, read_info, same_base
 from align.schedule import stream
 from align.trl_stage import KeepsLearned, LogToRun, arguments, card_of, fit, save_policy, set_optimizer
 from align.user_rewards import find_functions
@@ -82,8 +82,8 @@ def run(settings: GroupSettings) -> Path:
     rejects = Rejects()
     prompts = read_prompts(settings, rejects)
     find_functions(settings.user_rewards)
-    for model in (settings.model, read_info(settings.reward_model).model):
-        check_model(model)
+    check_model(settings.model)
+    check_reward(settings.reward_model)
     check_context(settings, prompts)
     if settings.dry_run:
         return output

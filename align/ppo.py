@@ -33,7 +33,7 @@ from align.ppo_checks import belongings, check, check_goes_on, check_processes, 
 from align.ppo_checks import read_prompts as read_prompts
 from align.ppo_metrics import LOSSES, drawn_gap, rollout_metrics
 from align.render import ImageInput
-from align.reward_model import ScoreItem, read_info
+from align.reward_model import ScoreItem, check_reward
 from align.rewards import symbolic, total
 from align.rl import (
     Rollout,
@@ -84,8 +84,8 @@ def run(settings: PpoSettings, watch: Watch | None = None) -> Path:
     check(settings)
     rejects = Rejects()
     prompts = read_prompts(settings, rejects)
-    for model in (settings.model, read_info(settings.reward_model).model):
-        check_model(model)
+    check_model(settings.model)
+    check_reward(settings.reward_model)
     check_context(settings, prompts)
     if settings.dry_run:
         return Path(settings.output)

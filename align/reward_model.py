@@ -29,6 +29,7 @@ from align.models.lmm import (
     ScalarHead,
     adapter_of,
     add_adapters,
+    check_model,
     hidden_states,
     load,
     move,
@@ -107,6 +108,23 @@ def find_reward(path: str | Path) -> Path:
         if (folder / "reward.json").is_file():
             return folder
     raise RewardError(f"{path}: no reward.json in it or in its folder 'reward'; give a finished reward run")
+
+
+def check_reward(path: str | Path) -> None:
+    """Raise RewardError unless a whole reward model is there, and ModelError unless its base is; loads no
+    weights."""
+    check_files(find_reward(path))
+    check_model(read_info(path).model)
+
+
+def check_files(folder: Path) -> None:
+    """Raise RewardError for a folder that lacks a file of its weights."""
+    for name in ("adapter_config.json", WEIGHTS, "head.safetensors"):
+        if not (folder / name).is_file():
+            raise RewardError(
+                f"{folder}: {name} is missing, so the reward model is not whole (a copy that broke off?); "
+                "copy the whole folder again, or train it (align reward)"
+            )
 
 
 def read_info(path: str | Path) -> RewardInfo:
@@ -209,9 +227,10 @@ class RewardModel:
         the device, with the attention and the trust in remote code that ``base`` has, or the defaults.
 
         Raises:
-            RewardError: no reward model there. CheckpointError: its head is missing or damaged.
+            RewardError: no reward model there, or not a whole one. CheckpointError: its head is damaged.
         """
         folder = find_reward(path)
+        check_files(folder)
         info = read_info(folder)
         if base is not None:
             chosen = base.model_dump(exclude=BASE_KEYS)

@@ -34,7 +34,7 @@ from align.models.lmm import check_model
 from align.padding import Padding, of_captions, of_scene
 from align.pairs import Pair, by_length, ceiling, check_facts, digest, hold_out, label_agreement, pairs_of
 from align.reward import read_preferences
-from align.reward_model import RewardInfo, RewardModel, find_reward, read_info
+from align.reward_model import RewardInfo, RewardModel, check_files, find_reward, read_info
 from apps.audit_page import markdown_of, page_of
 from apps.audit_words import LESS, card_with, findings_of
 from data.jsonl import DataError, Rejects, read_rows, read_text, write_json, write_rows, write_text
@@ -72,6 +72,7 @@ def run(settings: RewardAuditSettings) -> Path:
         path=info.model.path, adapter=info.model.adapter, dtype=info.model.dtype, bits=info.model.bits,
         device=settings.device, attention=settings.attention, trust_remote_code=settings.trust_remote_code,
     )  # fmt: skip
+    check_files(find_reward(settings.reward_model))
     check_model(base)
     if settings.dry_run:
         return Path(settings.output)

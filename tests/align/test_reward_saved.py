@@ -117,6 +117,22 @@ def test_another_runs_adapter_is_refused(base: Path, trained: Path, tmp_path: Pa
     assert read_info(copy).template == "{facts}\nSaid: {response}"
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "head.safetensors"])
+def test_a_folder_that_is_not_whole_stops_before_any_weights(
+    base: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """PEFT would look for the missing file on the Hub, once the base is loaded."""
+    copy = Path(shutil.copytree(trained, tmp_path / "copy"))
+    (copy / name).unlink()
+    monkeypatch.setattr("align.reward_model.load", lambda *_: pytest.fail("a base was loaded"))
+    values = {"output": str(tmp_path / "run"), "model": {"path": str(base / "base")}, "dry_run": True}
+    values |= {"reward_model": str(copy), "data": {"path": str(base / "prompts.jsonl")}}
+    told = rf"copy: {name} is missing, so the reward model is not whole .*; copy the whole folder again"
+    for use in (lambda: run_ppo(PpoSettings.model_validate(values)), lambda: RewardModel.load(copy)):
+        with pytest.raises(RewardError, match=told):
+            use()
+
+
 def test_what_no_score_depends_on_may_change(trained: Path, tmp_path: Path) -> None:
     model = json.loads((trained / "reward.json").read_text())["model"]
     read_info(changed(trained, tmp_path / "a", model=model | {"path": "elsewhere"}, target="overall"))
