@@ -128,19 +128,20 @@ class Passes:
         """In the order of a step."""
         pictures = self._pictures()
         tensors = (*pictures, Part("rollouts: tokens and numbers", self._numbers()))
+        gradients = (Part("gradients", size(self.build.learned())),)
         found = self._writing(pictures)
         for name, run, more in (
             ("scoring: policy and reference", self._judge, ()),
             ("scoring: values", self._values, ()),
             ("scoring: reward model", self._score, self._seen()),
-            ("update: policy", self._learn_policy, ()),
-            ("update: value", self._learn_value, ()),
+            ("update: policy", self._learn_policy, gradients),
+            ("update: value", self._learn_value, gradients),
         ):
             found.append(Phase(name, (*tensors, *more, self._pass(name, run, self.rows))))
         # on a GPU it takes a group's parameters at once, and first the roots of their second moments
         largest = max(size(group["params"]) for group in self.build.groups)
         step = Part("AdamW's temporaries", largest, exact=False)
-        return [*found, Phase("update: optimizer step", (*tensors, step))]
+        return [*found, Phase("update: optimizer step", (*tensors, *gradients, step))]
 
     def _pictures(self) -> tuple[Part, ...]:
         """Features that a step keeps, were all of its pictures different."""

@@ -40,7 +40,7 @@ class Plan:
 
     @property
     def held(self) -> int:
-        """Bytes that stay in every phase, gradients and optimizer state included."""
+        """Bytes that stay in every phase, optimizer state included."""
         return total(self.roles) + total(self.training)
 
     @property
@@ -192,10 +192,8 @@ def _adapter(model: Any, name: str) -> list[Tensor]:
 
 
 def _training(build: Build, settings: PpoSettings) -> Iterator[Part]:
-    """Gradients are kept until the next update begins; AdamW keeps two moments, both like the parameters."""
-    learned = size(build.learned())
-    yield Part("gradients", learned)
-    yield Part("AdamW's two moments", 2 * learned)
+    """AdamW keeps two moments, both like the parameters. Gradients are let go of when the update ends."""
+    yield Part("AdamW's two moments", 2 * size(build.learned()))
     if settings.max_kl:
         yield Part("the newest policy within max_kl", size(_adapter(build.model, POLICY)))
 

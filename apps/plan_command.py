@@ -149,7 +149,7 @@ def table(plan: Plan) -> list[str]:
     # the base and three adapters: nothing is split, and the reward model has no base of its own
     ratio = sum(part.bytes for part in plan.roles) / plan.roles[0].bytes if len(plan.roles) == 4 else None
     where = "the GPU" if plan.processes == 1 else f"each of {plan.processes} GPUs"
-    kept = [part for part in plan.phases[-1].parts if all(part in p.parts for p in plan.phases[-3:])]
+    kept = [part for part in plan.phases[-1].parts if all(part in p.parts for p in plan.phases[-4:])]
     lines = [
         f"longest row: {n.prompt} tokens of text + {n.image} of the picture + {n.response} of the response"
         f" = {n.row}; the reward model reads {n.judged} more",

@@ -117,6 +117,22 @@ def test_weights_are_not_split_in_one_process(request: pytest.FixtureRequest, tm
         shard(actors.lmm.model, torch.device("cpu"))
 
 
+def test_gradients_are_not_kept_through_the_next_rollout(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the plan count them there."""
+    kept: list[int] = []
+    real = Ppo.roll_out
+
+    def watched(self: Ppo, step: int) -> Any:
+        kept.append(len(gradients(self)))
+        return real(self, step)
+
+    monkeypatch.setattr(Ppo, "roll_out", watched)
+    run(settings(request.getfixturevalue("world"), tmp_path / "run", steps=2, save_every=0, keep_every=0))
+    assert kept == [0, 0]
+
+
 # --- logits in parts ---
 
 
