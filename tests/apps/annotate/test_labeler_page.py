@@ -499,7 +499,7 @@ def test_zoom_and_pictures_that_do_not_show(browser: Browser, make_project: Make
         press(page, "0")
         assert page.evaluate(scale) == 1
         press(page, "Escape")
-        assert page.locator("dialog").count() == 0
+        page.wait_for_selector("dialog", state="detached")
         submit(page, "1")
         page.wait_for_selector("text=The picture cannot be shown")
         page.click(".broken button:has-text('Skip')")
