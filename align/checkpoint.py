@@ -57,7 +57,7 @@ FREE_KEYS = (
         for section in ("endpoint", "judge.endpoint")
         for key in ("key_env", "timeout", "retries", "per_minute", "workers", "price_input", "price_output")
     }
-    | {"launch", "labels.file", "labels.format"}
+    | {"launch", "labels.file", "labels.format", "labels.share"}
 )
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "open_clip_torch", "bitsandbytes", "numpy")
 _CHECKPOINT = re.compile(r"step-(\d{8,})-(\d{3,})")

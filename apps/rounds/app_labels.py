@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import and_, case, func, select
+from sqlalchemy import and_, case, select
 
 from align.config import RoundsSettings
 from apps.annotate.assign import WORK
@@ -45,16 +45,17 @@ def collect(settings: RoundsSettings, number: int, folder: Path) -> Votes:
     assert labels.store is not None
     store = open_store(labels.store, create=True)
     try:
-        _ask(settings, store, number, folder)
-        votes = _count(store, number)
+        own = _ask(settings, store, number, folder)
+        votes = _count(store, number, own)
         if votes.done >= labels.share * votes.pairs:
-            write_records(folder / "choices.jsonl", _chosen(store, number))
+            write_records(folder / "choices.jsonl", _chosen(store, number, own))
         return votes
     finally:
         store.close()
 
 
-def _ask(settings: RoundsSettings, store: Store, number: int, folder: Path) -> None:
+def _ask(settings: RoundsSettings, store: Store, number: int, folder: Path) -> set[str]:
+    """Put the samples into the store; returns their ids there."""
     file, labels = folder / ASKED, settings.labels
     if not file.exists():
         samples = read_records(folder / "sample/samples.jsonl", "preference", strict=True)
@@ -64,22 +65,24 @@ def _ask(settings: RoundsSettings, store: Store, number: int, folder: Path) -> N
     source = Source(file, images=None if images is None else Path(images), kind="preference")
     wish = Wish(labels.votes, labels.overlap, max(labels.votes, labels.overlap_votes), seed=settings.seed)
     import_pairs(store, source, WORK, wish, strict=True)
+    return {record.id for record in read_records(file, "preference", strict=True)}
 
 
-def _count(store: Store, number: int) -> Votes:
+def _count(store: Store, number: int, own: set[str]) -> Votes:
     done = case((and_(pairs.c.open == 1, pairs.c.adjudicated.is_(None)), 0), else_=1)
     asked = and_(pairs.c.role == WORK, pairs.c.id.startswith(_prefix(number), autoescape=True))
     with store.read() as connection:
-        found = connection.execute(select(func.count(), func.sum(done)).where(asked)).one()
-    return Votes(int(found[0]), int(found[1] or 0))
+        # other rounds of this number may lie there, of another run
+        found = [row[1] for row in connection.execute(select(pairs.c.id, done).where(asked)) if row[0] in own]
+    return Votes(len(found), sum(found))
 
 
-def _chosen(store: Store, number: int) -> Iterator[Preference]:
+def _chosen(store: Store, number: int, own: set[str]) -> Iterator[Preference]:
     """The round's records with their choices, under the ids that they were sampled with."""
     prefix = _prefix(number)
     with store.read(snapshot=True) as connection:
         for record in records(connection, "adjudicated", frozenset()):
-            if record.id.startswith(prefix):
+            if record.id in own:
                 yield record.model_copy(update={"id": record.id.removeprefix(prefix)})
 
 

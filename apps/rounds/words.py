@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ def waiting(awaited: Awaited, command: str) -> Iterator[str]:
         yield f"round {awaited.number} waits for votes: {awaited.done} of {awaited.count} pairs have theirs"
         store = shlex.quote(shown(parse_url(awaited.store)))
         yield f"  serve them:         align annotate serve --store {store}{images}"
+        # for the last pairs nobody may be left who has neither voted on them nor skipped them
+        if share := math.floor(100 * awaited.done / awaited.count) / 100:
+            yield f"  or ask for fewer:   labels.share={share:g}, in the recipe or behind the command"
         yield f"  then continue with: {command}"
         return
     layout = f"format {awaited.format}" if awaited.format else "preferences with choices, one a line"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image as PilImage
 
+from align.checkpoint import RunDir
 from align.config import ConfigError, RoundsSettings, resolve
 from apps.annotate.accounts import User
 from apps.annotate.passwords import Cost
@@ -120,6 +121,40 @@ def test_several_votes_a_pair_and_a_share_of_the_pairs(output: Path) -> None:
     people.store.close()
 
 
+def test_pairs_of_another_run_in_the_same_store_are_not_this_rounds(output: Path, tmp_path: Path) -> None:
+    given, folder, other = settings(output), output / "round-1", tmp_path / "other"
+    collect(given, 1, folder)
+    people = People(output, "ann")
+    people.vote("ann", 2)
+    write_records(other / "sample/samples.jsonl", [sample("four"), sample("five")])
+    assert collect(given, 1, other) == Votes(2, 0)
+    people.vote("ann", 3)
+    assert (collect(given, 1, folder), collect(given, 1, other)) == (Votes(3, 3), Votes(2, 2))
+    assert write_labels(given, 1, other)["decided"] == 2
+    assert write_labels(given, 1, folder)["decided"] == 3
+    people.store.close()
+
+
+def test_the_share_may_be_lowered_for_pairs_that_nobody_is_left_for(output: Path) -> None:
+    """A labeler alone cannot give the three votes that some pairs want."""
+    given, folder = settings(output, overlap=0.5, overlap_votes=3), output / "round-1"
+    assert collect(given, 1, folder).pairs == 3
+    people = People(output, "ann")
+    people.vote("ann", 3)
+    votes = collect(given, 1, folder)
+    assert 0 < votes.done < 3 and isinstance(people.service.next_task(people.users["ann"]), NoTask)
+    people.store.close()
+    run = output / "run"
+    with RunDir.create(run, given.model_copy(update={"output": str(run)}), "rounds"):
+        pass
+    lower = settings(output, overlap=0.5, overlap_votes=3, share=0.3)
+    lower = lower.model_copy(update={"output": str(run), "resume": True})
+    with RunDir.create(run, lower, "rounds"):
+        pass
+    collect(lower, 1, folder)
+    assert write_labels(lower, 1, folder)["labelled"] == 3
+
+
 def test_what_is_waited_for(output: Path) -> None:
     store = f"sqlite:///{output / 'votes.db'}"
     awaited = Awaited(2, output / "s.jsonl", 3, output / "c.jsonl", None, store, "my images", 1)
@@ -127,6 +162,7 @@ def test_what_is_waited_for(output: Path) -> None:
     assert text == [
         "round 2 waits for votes: 1 of 3 pairs have theirs",
         f"  serve them:         align annotate serve --store {store} --images 'my images'",
+        "  or ask for fewer:   labels.share=0.33, in the recipe or behind the command",
         "  then continue with: align rounds r.yaml --resume",
     ]
     secret = Awaited(1, output, 3, output, None, "postgresql://me:secret@host/votes", None, 0)
