@@ -153,8 +153,7 @@ class Actors:
         if shared and (theirs.bits, theirs.dtype) != (base.bits, base.dtype):
             log.warning(
                 "%s: was trained on a base in %s and scores on the policy's, in %s; its held-out accuracy "
-                "may not hold: train it with model.bits and model.dtype as here, or measure it "
-                "(align reward audit)",
+                "may not hold: train it with model.bits and model.dtype as here",
                 folder,
                 *(f"{m.bits} bits" if m.bits else m.dtype for m in (theirs, base)),
             )

@@ -161,6 +161,18 @@ def test_log_probabilities_are_those_of_the_sampler(actors: Actors, sampled: Sam
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_reward_model_of_another_precision_is_warned_of(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    Actors.load(settings(world, tmp_path))
+    assert "may not hold" not in caplog.text
+    model = {"path": str(world / "base"), "device": "cpu", "dtype": "bfloat16"}
+    Actors.load(settings(world, tmp_path, model=model))
+    assert (
+        "a base in float32 and scores on the policy's, in bfloat16; its held-out accuracy may" in caplog.text
+    )
+
+
 def test_only_policy_and_value_learn(actors: Actors):
     for name in (*LEARNERS, POLICY):
         actors.use(name)
