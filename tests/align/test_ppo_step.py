@@ -129,6 +129,31 @@ def test_advantages_hold_score_and_penalty(request: pytest.FixtureRequest, tmp_p
             )
 
 
+def test_a_steps_pictures_go_through_the_tower_once(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For sampling, policy, reference, value and reward model, and for both passes of the update."""
+    ppo = trainer(request.getfixturevalue("world"), tmp_path / "run", epochs=2)
+    model = ppo.actors.lmm.model.get_base_model().model
+    towers: list[int] = []
+    projected: list[int] = []
+    for module, seen in ((model.vision_tower, towers), (model.multi_modal_projector, projected)):
+        real = module.forward
+
+        def forward(x: torch.Tensor, *args: Any, real: Any = real, seen: Any = seen, **how: Any) -> Any:
+            seen.append(len(x))
+            return real(x, *args, **how)
+
+        monkeypatch.setattr(module, "forward", forward)
+    prompts, sampled, rollout = ppo.roll_out(1)
+    pictured = [p.image.id for p in prompts if p.image is not None]
+    assert sum(towers) == len(set(pictured)) < len(pictured)
+    # once for the four models of a row, and once where the reward model's text stands around it
+    assert sum(projected) == 2 * len(pictured)
+    ppo.update(1, sampled, rollout)
+    assert (sum(towers), sum(projected)) == (len(set(pictured)), 2 * len(pictured))
+
+
 def test_every_step_samples_anew(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     folder = request.getfixturevalue("world")
     write_records(tmp_path / "one.jsonl", read_records(folder / "prompts.jsonl", "prompt")[1:2])
