@@ -286,7 +286,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     #: the policy of the newest step whose KL was found within ``max_kl``; empty when that is not watched
     good: dict[str, Tensor]
-    #: ``align.ppo_checks.belongings``
+    #: ``align.began.belongings``
     belongs: dict[str, Any] = field(default_factory=dict)
 
     def save(self, directory: Path) -> None:

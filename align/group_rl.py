@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from align.began import belongings, check_began
 from align.checkpoint import RunDir
 from align.config import GroupSettings, GrpoSettings, RlooSettings
 from align.context import check_context
@@ -71,6 +72,7 @@ def run(settings: GroupSettings) -> Path:
         ModelError: no multimodal model, or one whose processor renders prompts otherwise than
             ``align.render``. PpoError: a prompt with its response is longer than a model's context.
         TrainingError: a loss or gradient that is not finite. LaunchError: one of several processes.
+        CheckpointError: a run to resume that began with other prompts or another reward model.
     """
     stage = "grpo" if isinstance(settings, GrpoSettings) else "rloo"
     one_process(stage)
@@ -90,6 +92,7 @@ def run(settings: GroupSettings) -> Path:
     with RunDir.create(settings.output, settings, stage) as run_dir:
         if run_dir.is_done:  # by another process meanwhile
             return output
+        check_began(run_dir, belongings(settings.reward_model, prompts))
         rejects.write(run_dir.path / "rejects.jsonl")
         set_seed(settings.seed)
         lmm = load(settings.model)

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from align.actors import LEARNERS, POLICY, VALUE, Actors, Sampled, Training
+from align.began import belongings, check_goes_on
 from align.cards import policy_card
 from align.checkpoint import RunDir, checkpoint_step, progress
 from align.config import PpoSettings
@@ -29,7 +30,7 @@ from align.generate import Item, rollout_tokens
 from align.models.lmm import check_model
 from align.models.memory import peak_memory
 from align.pictures import encode_pictures, open_pictures
-from align.ppo_checks import belongings, check, check_goes_on, check_processes, check_same_step
+from align.ppo_checks import check, check_processes, check_same_step
 from align.ppo_checks import read_prompts as read_prompts
 from align.ppo_metrics import LOSSES, drawn_gap, rollout_metrics
 from align.render import ImageInput
@@ -121,7 +122,7 @@ class Ppo:
     ) -> None:
         self.settings, self.prompts = settings, prompts
         self.accelerator, self.directory = accelerator, directory
-        belongs = belongings(settings, prompts, accelerator.num_processes)
+        belongs = belongings(settings.reward_model, prompts, accelerator.num_processes)
         if settings.resume:
             # ahead of the models, which may take minutes
             check_goes_on(directory, belongs)

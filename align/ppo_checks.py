@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from align.checkpoint import CheckpointError, RunDir
 from align.config import PpoSettings
 from align.diagnose import PpoError
 from align.pairs import check_facts
-from align.reward_model import find_reward, read_info
+from align.reward_model import read_info
 from align.user_rewards import find_functions
 from data.images import check_image
-from data.jsonl import DataError, Rejects, read_json
+from data.jsonl import DataError, Rejects
 from data.load import load
 from data.schema import Prompt
 
@@ -85,54 +80,6 @@ def read_prompts(settings: PpoSettings, rejects: Rejects | None = None) -> list[
             rule = f"{error.rule}, in record {prompt.id!r}"
             raise DataError(rule, key="reward_images", mend=error.mend) from error
     return prompts
-
-
-def belongings(settings: PpoSettings, prompts: Sequence[Prompt], processes: int) -> dict[str, Any]:
-    """What a run's steps follow from beside its settings: a checkpoint under others is not gone on from."""
-    reward = find_reward(settings.reward_model)
-    ids = hashlib.sha256("\n".join(f"{p.id}\t{p.question}" for p in prompts).encode()).hexdigest()
-    judged = hashlib.sha256()
-    for prompt in prompts:
-        # where the prompt is from decides nothing
-        judged.update(prompt.model_dump_json(exclude={"source", "split"}).encode() + b"\n")
-    return {
-        "processes": processes,
-        "reward model weights": _digest(reward),
-        "prompts": ids,
-        "pictures, facts or kinds of the prompts": judged.hexdigest(),
-    }
-
-
-def _digest(reward: Path) -> str:
-    found = hashlib.sha256()
-    for name in ("reward.json", "head.safetensors", "adapter_model.safetensors"):
-        found.update((reward / name).read_bytes())
-    return found.hexdigest()
-
-
-def check_belongs(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raise CheckpointError where a checkpoint was made under other ``belongings``.
-
-    What an older version did not write down is not asked for.
-    """
-    different = [name for name in now if name in then and then[name] != now[name]]
-    if not different:
-        return
-    how = [
-        f"{then[name]} processes, and there are {now[name]}" if name == "processes" else f"other {name}"
-        for name in different
-    ]
-    raise CheckpointError(
-        f"{folder}: was made with {'; '.join(how)}, so that the run would not go on as it began; start it as "
-        "then, or choose another output"
-    )
-
-
-def check_goes_on(directory: RunDir, now: dict[str, Any]) -> None:
-    """:func:`check_belongs` of a run's newest checkpoint, if there is one; no weights are read."""
-    folder = directory.latest_checkpoint()
-    if folder is not None and (folder / "run.json").exists():
-        check_belongs(read_json(folder / "run.json"), now, folder)
 
 
 def check_same_step(done: int, accelerator: Accelerator) -> None:

@@ -26,6 +26,7 @@ from align.audit import (
     measure,
     subjects_of,
 )
+from align.began import check_began, weights_digest
 from align.cards import LABELERS
 from align.checkpoint import CheckpointError, RunDir, progress
 from align.config import DataSettings, ModelSettings, RewardAuditSettings, RewardSettings, resolve
@@ -79,6 +80,7 @@ def run(settings: RewardAuditSettings) -> Path:
     with RunDir.create(settings.output, settings, "reward-audit") as directory:
         if directory.is_done:
             return directory.path
+        check_began(directory, {"reward model weights": weights_digest(settings.reward_model)})
         rejects.write(directory.path / "rejects.jsonl")
         parts = measured(settings, base, subjects, source, data.images, directory.path / "parts")
         rows = [row for part in parts for row in rows_of(part)]

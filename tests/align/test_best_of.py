@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -227,10 +228,28 @@ def test_parts_of_other_prompts_are_refused(world: Path, done: Path, tmp_path: P
     kept = other.read_text()
     try:
         other.write_text(kept.replace("What is", "Where is", 1))
+        with pytest.raises(CheckpointError, match="run: was made with other prompts"):
+            run(settings(world, output, resume=True))
+        # an older version did not write down what a run begins with
+        (output / "began.json").unlink()
         with pytest.raises(CheckpointError, match=r"answers other prompts than the data now holds"):
             run(settings(world, output, resume=True))
     finally:
         other.write_text(kept)
+
+
+def test_parts_of_another_reward_model_are_refused(world: Path, tmp_path: Path):
+    """Its scores would stand beside those of the one before."""
+    reward = tmp_path / "reward"
+    shutil.copytree(world / "reward", reward)
+    run(settings(world, tmp_path / "run", reward_model=str(reward)))
+    (tmp_path / "run/DONE").unlink()
+    model = RewardModel.load(reward)
+    with torch.no_grad():
+        model.head.linear.bias += 1
+    model.save(reward, "a card")
+    with pytest.raises(CheckpointError, match="run: was made with other reward model weights"):
+        run(settings(world, tmp_path / "run", reward_model=str(reward), resume=True))
 
 
 def test_prompts_without_facts_are_refused_ahead_of_any_weights(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from PIL import Image as PilImage
 from safetensors.torch import load_file
 
 from align import group_rl, pictures
-from align.checkpoint import RunDir
+from align.checkpoint import CheckpointError, RunDir
 from align.config import GrpoSettings, LoraSettings, ModelSettings, RlooSettings
 from align.diagnose import PpoError
 from align.generate import end_ids
@@ -146,6 +147,32 @@ def test_kill_and_resume_is_bit_identical(
     assert metrics(output) == metrics(trained)
     weights = Path("policy/adapter_model.safetensors")
     assert (output / weights).read_bytes() == (trained / weights).read_bytes()
+
+
+def test_a_run_does_not_go_on_with_other_prompts_or_another_reward_model(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def dies(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(group_rl, "load", dies)
+    prompts, reward = tmp_path / "prompts.jsonl", tmp_path / "reward"
+    shutil.copytree(world / "reward", reward)
+    prompts.write_bytes((world / "prompts.jsonl").read_bytes())
+    changes = {"data": {"path": str(prompts), "images": str(world / "images")}, "reward_model": str(reward)}
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            run(settings(world, tmp_path / "run", resume=resume, **changes))
+    whole = prompts.read_text()
+    prompts.write_text(whole.replace("A cat.", "A dog."))
+    with pytest.raises(CheckpointError, match="run: was made with other pictures, facts or kinds of the pr"):
+        run(settings(world, tmp_path / "run", resume=True, **changes))
+    prompts.write_text(whole)
+    RewardModel.start(RewardInfo(model=ModelSettings(path=str(world / "base"))), LoraSettings(r=4)).save(
+        reward, "a card"
+    )
+    with pytest.raises(CheckpointError, match="run: was made with other reward model weights"):
+        run(settings(world, tmp_path / "run", resume=True, **changes))
 
 
 def test_a_rewarded_word_becomes_likely(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from align.actors import Actors
+from align.began import belongings, check_belongs
 from align.checkpoint import CheckpointError
 from align.config import PpoSettings
 from align.diagnose import PpoError
 from align.ppo import Ppo, run
-from align.ppo_checks import belongings, check, check_belongs, check_processes, check_same_step, read_prompts
+from align.ppo_checks import check, check_processes, check_same_step, read_prompts
 from align.rollout_log import truncate_rollouts
 from data.jsonl import DataError, read_json, write_json
 from tests.align.test_ppo import settings, world  # noqa: F401
@@ -91,7 +92,7 @@ def test_a_picture_that_the_reward_model_would_miss(folder: Path, tmp_path: Path
 
 
 def belongs(s: PpoSettings, count: int = 1) -> dict[str, Any]:
-    return belongings(s, read_prompts(s), count)
+    return belongings(s.reward_model, read_prompts(s), count)
 
 
 def test_what_a_run_s_steps_follow_from(folder: Path, tmp_path: Path) -> None:

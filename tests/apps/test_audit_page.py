@@ -286,6 +286,10 @@ def test_a_part_of_other_responses_is_refused(
     assert audit(trained, tmp_path / "run", *data, "--resume") == 2
     told = "00000000.jsonl: is of other responses or pictures than the data now holds"
     assert told in capsys.readouterr().err
+    (tmp_path / "pairs.jsonl").write_text(text)
+    monkeypatch.setattr(reward_audit, "weights_digest", lambda _: "of another run's")
+    assert audit(trained, tmp_path / "run", *data, "--resume") == 2
+    assert "run: was made with other reward model weights" in capsys.readouterr().err
 
 
 def test_the_card_is_updated_and_the_model_is_not(trained: Path, world: Path, tmp_path: Path) -> None:
