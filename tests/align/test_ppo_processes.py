@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -121,6 +122,14 @@ def work(folder: Path, output: Path) -> None:
     run(one_step(folder, output / "run"))
     run(one_step(folder, output / "split", shard_base=True))
     run(one_step(folder, output / "recomputed", shard_base=True, gradient_checkpointing=True))
+    two: dict[str, Any] = {"steps": 2, "save_every": 1, "keep_every": 0}
+    run(settings(folder, output / "whole", **two))
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(Ppo, "roll_out", dies_in_the_second_step)
+        run(settings(folder, output / "killed", **two))
+    assert not (output / "killed/DONE").exists()
+    torch.manual_seed(int(os.environ["RANK"]))
+    run(settings(folder, output / "killed", resume=True, **two))
     write_json(output / f"held-{os.environ['RANK']}.json", held)
     write_json(output / f"lengths-{os.environ['RANK']}.json", unlike_lengths(folder, output / "unlike"))
     ppo, sampled, rollout = begun(folder, output / "update")
@@ -137,6 +146,12 @@ def work(folder: Path, output: Path) -> None:
     ppo.update(0, *share(sampled, rollout, range(rank, len(rollout), count)))
     save_file(ppo.actors.weights(), output / f"passes-{rank}.safetensors")
     torch.distributed.destroy_process_group()
+
+
+def dies_in_the_second_step(ppo: Ppo, step: int, real: Any = Ppo.roll_out) -> Any:
+    if step == 1:
+        raise KeyboardInterrupt
+    return real(ppo, step)
 
 
 def unlike_lengths(folder: Path, output: Path) -> list[int]:
@@ -285,6 +300,15 @@ def test_a_base_split_over_the_processes_gives_the_same_run(output: Path) -> Non
     (line,), (other,) = metrics(output / "run"), metrics(output / "split")
     same = [key for key in line if not key.startswith("rate/") and key != "eps"]
     assert [other[key] for key in same] == pytest.approx([line[key] for key in same], rel=1e-4, abs=1e-6)
+
+
+def test_killed_and_resumed_both_end_where_they_would_have(output: Path) -> None:
+    assert metrics(output / "killed") == metrics(output / "whole")
+    assert [line["step"] for line in metrics(output / "killed")] == [1, 2]
+    for rank in RANKS:
+        whole, found = (load_file(output / f"{name}-{rank}.safetensors") for name in ("whole", "killed"))
+        assert found.keys() == whole.keys()
+        assert all(torch.equal(found[key], whole[key]) for key in whole)
 
 
 def test_a_process_waits_for_the_longest_response_of_another(output: Path) -> None:
