@@ -3,88 +3,38 @@
 from __future__ import annotations
 
 import random
-import shutil
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-import uvicorn
 
 from apps.annotate.exports import export
-from apps.annotate.pages import with_pages
 from apps.annotate.results import Answers, Task
-from apps.annotate.server import create_app
-from apps.annotate.web import Site
+from tests.apps.annotate.browsers import Visit, served
 from tests.apps.annotate.conftest import PASSWORD, MakeProject, Project, pair
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 HOSTILE = (
     "<img src=x onerror='window.hit=1'><script>window.hit=1</script> **bold** [x](javascript:hit=1) &lt;"
 )
 TABS = ("overview", "labelers", "agreement", "bias", "disagreements", "export")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.skip("no Chromium here")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
-        yield opened
-        opened.close()
+def enter(visit: Visit, name: str, section: str = "") -> Page:
+    """Sign in at the admin's page, at a section of it."""
+    return visit.enter(name, f"/admin/{section}")
 
 
-@contextmanager
-def served(project: Project) -> Iterator[str]:
-    """The project's pages and API on a port of this machine."""
-    app = with_pages(create_app(project.service), project.service, Site())
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        thread.join(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(30)
-
-
-class Visit:
-    """A page of its own context; what it asks for, says and downloads."""
-
-    def __init__(self, browser: Browser, url: str, **more: Any) -> None:
-        context = browser.new_context(**({"viewport": {"width": 1280, "height": 860}} | more))
-        self.page: Page = context.new_page()
-        self.page.set_default_timeout(8_000)
-        self.url, self.asked, self.faults = url, list[str](), list[str]()
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-
-    def enter(self, name: str, where: str = "/admin") -> Page:
-        self.page.goto(self.url + where)
-        self.page.fill("input[name=username]", name)
-        self.page.fill("input[name=password]", PASSWORD)
-        self.page.keyboard.press("Enter")
-        return self.page
-
-    def tab(self, name: str) -> None:
-        """Open a section by its link, and wait until it is there."""
-        self.page.click(f"#ad-tab-{name}")
-        there = f"#ad-{name}:not([hidden]):not([aria-busy]) .ad-bar .ad-soft:not(:empty)"
-        self.page.wait_for_selector(there, state="attached")
+def tab(visit: Visit, name: str) -> None:
+    """Open a section by its link, and wait until it is there."""
+    visit.page.click(f"#ad-tab-{name}")
+    there = f"#ad-{name}:not([hidden]):not([aria-busy]) .ad-bar .ad-soft:not(:empty)"
+    visit.page.wait_for_selector(there, state="attached")
 
 
 Go = Callable[..., Visit]
@@ -124,7 +74,7 @@ def voted(make_project: MakeProject) -> Project:
 def go(browser: Browser, voted: Project) -> Iterator[Go]:
     """``go(**context)``: a visit of the voted project's site.
 
-    Nothing may be asked for from elsewhere, nothing may fail, and nothing that labelers or data say may run.
+    Nothing may go wrong in it (``Visit.check``), and nothing that labelers or data say may run.
     """
     visits: list[Visit] = []
     with served(voted) as url:
@@ -135,11 +85,9 @@ def go(browser: Browser, voted: Project) -> Iterator[Go]:
 
         yield make
         for visit in visits:
-            hosts = {urlsplit(one).netloc for one in visit.asked if not one.startswith(("data:", "blob:"))}
-            assert hosts <= {urlsplit(url).netloc}
-            assert visit.faults == []
+            visit.check()
             assert visit.page.evaluate("window.hit") is None
-            visit.page.context.close()
+            visit.context.close()
 
 
 def rounded(value: float, digits: int) -> str:
@@ -156,7 +104,7 @@ def words(found: dict[str, Any], percent: bool) -> str:
 
 def test_agreement_is_what_the_service_says(go: Go, voted: Project) -> None:
     visit = go()
-    page = visit.enter("root", "/admin#agreement")
+    page = enter(visit, "root", "#agreement")
     page.wait_for_selector("#ad-agreement .ad-dots")
     found = voted.service.agreement()
     shown = 0
@@ -179,7 +127,7 @@ def test_agreement_is_what_the_service_says(go: Go, voted: Project) -> None:
 
 def test_overview_labelers_and_bias(go: Go, voted: Project) -> None:
     visit = go()
-    page = visit.enter("root")
+    page = enter(visit, "root")
     page.wait_for_selector("#ad-overview .ad-tile")
     found = voted.service.overview()
     assert found["votes"] == 36
@@ -189,7 +137,7 @@ def test_overview_labelers_and_bias(go: Go, voted: Project) -> None:
     assert f"{found['seconds']['browser']['median']:.0f} s" in page.inner_text('[data-tile="time"]')
     assert page.inner_text('[data-tile="forecast"]') == "Every pair has its votes."
     assert page.locator("#ad-overview .ad-column").count() == 48
-    visit.tab("labelers")
+    tab(visit, "labelers")
     rows = voted.service.labelers()
     names = page.locator("#ad-labelers tbody .ad-name")
     assert set(names.all_inner_texts()) == {"ann", "bob", "cid", "dan", "root"}
@@ -220,7 +168,7 @@ def test_a_disagreement_is_decided_by_keys(go: Go, voted: Project) -> None:
     count, waiting = voted.service.disputed()
     assert count >= 3
     visit = go()
-    page = visit.enter("root", "/admin#disagreements")
+    page = enter(visit, "root", "#disagreements")
     page.wait_for_selector(".ad-response")
     assert page.inner_text('[data-tile="waiting"]') == f"{count} pairs wait"
     # as text, and whole
@@ -269,7 +217,7 @@ def decisions(project: Project) -> list[tuple[Any, ...]]:
 
 def test_a_download_is_the_export(go: Go, voted: Project, tmp_path: Path) -> None:
     visit = go()
-    page = visit.enter("root", "/admin#export")
+    page = enter(visit, "root", "#export")
     for labels, to in (("majority", "schema"), ("labelers", "trl"), ("adjudicated", "llava_rlhf")):
         page.check(f'input[value="{labels}"]')
         page.check(f'input[value="{to}"]')
@@ -284,7 +232,7 @@ def test_a_download_is_the_export(go: Go, voted: Project, tmp_path: Path) -> Non
 
 def test_an_invitation_and_a_rule(go: Go, voted: Project) -> None:
     visit = go()
-    page = visit.enter("root")
+    page = enter(visit, "root")
     page.wait_for_selector("#ad-overview .ad-tile")
     page.fill("#ad-uses", "2")
     page.click("text=Make an invitation")
@@ -312,7 +260,7 @@ def test_an_invitation_and_a_rule(go: Go, voted: Project) -> None:
 
 def test_an_account_is_shut_out(go: Go, voted: Project) -> None:
     visit = go()
-    page = visit.enter("root", "/admin#labelers")
+    page = enter(visit, "root", "#labelers")
     page.click('[aria-label="Manage bob"]')
     page.fill("#ad-own-limit", "50")
     page.click("dialog >> text=/^Set$/")
@@ -329,14 +277,14 @@ def test_an_account_is_shut_out(go: Go, voted: Project) -> None:
 
 def test_nothing_for_labelers(go: Go) -> None:
     admin = go()
-    page = admin.enter("root")
+    page = enter(admin, "root")
     page.wait_for_selector("#ad-overview .ad-tile")
     for name in TABS[1:]:
-        admin.tab(name)
+        tab(admin, name)
     asked = {urlsplit(one).path for one in admin.asked if "/api/admin/" in one}
     assert len(asked) == 7
     visit = go()
-    page = visit.enter("ann")
+    page = enter(visit, "ann")
     page.wait_for_selector("text=This page is for admins")
     assert page.locator("[role=tab], table, form").count() == 0
     assert not [one for one in visit.asked if "/api/admin/" in one]
@@ -356,7 +304,7 @@ def test_nothing_for_labelers(go: Go) -> None:
 
 def test_a_session_that_ends(go: Go, voted: Project) -> None:
     visit = go()
-    page = visit.enter("root")
+    page = enter(visit, "root")
     page.wait_for_selector("#ad-overview .ad-tile")
     voted.service.accounts.change("root", disabled=False)
     page.click("#ad-tab-bias")
@@ -369,24 +317,24 @@ def test_before_the_first_vote(browser: Browser, make_project: MakeProject) -> N
     project.user("root", "admin")
     with served(project) as url:
         visit = Visit(browser, url)
-        page = visit.enter("root")
+        page = enter(visit, "root")
         page.wait_for_selector("#ad-overview .ad-tile")
         for name, text in {
             "labelers": "No votes yet", "agreement": "Nothing to compare yet", "bias": "No votes yet",
             "disagreements": "Nothing to decide", "export": "Nothing to download yet",
         }.items():  # fmt: skip
-            visit.tab(name)
+            tab(visit, name)
             assert text in page.inner_text(f"#ad-{name}"), name
-        assert visit.faults == []
-        page.context.close()
+        visit.check()
+        visit.context.close()
 
 
 def test_a_phone_and_the_dark(go: Go) -> None:
     visit = go(viewport={"width": 400, "height": 800}, color_scheme="dark")
-    page = visit.enter("root")
+    page = enter(visit, "root")
     page.wait_for_selector("#ad-overview .ad-tile")
     for name in TABS:
-        visit.tab(name)
+        tab(visit, name)
         width, sees = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert width <= sees == 400, name
     dark = page.evaluate("getComputedStyle(document.querySelector('#align-admin .ad-head')).backgroundColor")
