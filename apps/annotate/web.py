@@ -28,6 +28,8 @@ B = TypeVar("B", bound=BaseModel)
 MAX_BODY = 64 * 1024
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+#: what requests say of the way that they came
+_CLAIMS = (b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server")
 #: of every answer
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -100,21 +102,34 @@ class Guard:
         if fault := self._fault(scope):
             await refused(fault)(scope, receive, with_headers)
             return
-        await self.app(scope, receive, with_headers)
+        await self.app(self._as_reached(scope), receive, with_headers)
+
+    def _as_reached(self, scope: Scope) -> Scope:
+        """The request as the browser sent it, whatever a proxy says of that or leaves out.
+
+        Gradio builds its page's addresses from the scheme and the host, and believes headers in their place.
+        """
+        headers = [(name, value) for name, value in scope["headers"] if name not in _CLAIMS]
+        changed = {"headers": headers} | ({"scheme": "https"} if self.site.secure else {})
+        if self.site.origin is not None:
+            host = urlsplit(self.site.origin).netloc.encode("ascii")
+            changed["headers"] = [(b"host", host), *(pair for pair in headers if pair[0] != b"host")]
+        return {**scope, **changed}
 
     def _fault(self, scope: Scope) -> Refused | None:
         headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
+        host, origin = headers.get("host", ""), headers.get("origin")
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            elsewhere = origin not in (None, self.site.origin) and urlsplit(origin).netloc != host
+        except ValueError:
+            return Refused("host", "no address of a site", 400)
         if self.site.hosts is not None and name not in self.site.hosts:
             # a page elsewhere whose name was pointed at this machine
             return Refused("host", "the server is not known by this name", 421)
         if scope["type"] == "http" and scope["method"] in _SAFE:
             return None
-        origin = headers.get("origin")
-        if origin is not None and origin != self.site.origin and urlsplit(origin).netloc != host:
-            return forbidden("the request comes from another site")
-        return None
+        return forbidden("the request comes from another site") if elsewhere else None
 
 
 # --- requests ---

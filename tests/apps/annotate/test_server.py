@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sqlite3
 
 from sqlalchemy import event
+from starlette.testclient import TestClient
 
 from apps.annotate.accounts import BY_ACCOUNT, BY_ADDRESS, IDLE, LONGEST_SESSION, WINDOW
+from apps.annotate.pages import with_pages
+from apps.annotate.serve import Address
+from apps.annotate.server import create_app
 from apps.annotate.web import MAX_BODY, Site
 from tests.apps.annotate.conftest import PASSWORD, Browser, Enter, MakeProject, Project, code_of, pair
 
@@ -94,6 +99,30 @@ def test_a_name_that_was_pointed_here_is_refused(project: Project) -> None:
         assert found.status_code == 421, host
     for host in ("localhost:7861", "127.0.0.1", "[::1]:7861"):
         assert browser.http.get("/api/reasons", headers={"Host": host}).status_code == 200
+
+
+def test_names_that_are_none_are_refused(project: Project) -> None:
+    browser = Browser(project)
+    for sent in ({"Host": "[::1"}, {"Origin": "http://[x"}):
+        assert code_of(browser.http.post("/api/login", json={}, headers=sent)) == (400, "host"), sent
+
+
+def test_pages_behind_a_proxy_name_the_sites_own_address(project: Project) -> None:
+    """Whether the proxy passes the host on or not, and says that it ended TLS or not."""
+    site = Address(public="https://labels.example.org").site(7861)
+    app = with_pages(create_app(project.service, site), project.service, site)
+    http = TestClient(app, base_url="http://127.0.0.1:7861")
+    claims = {"X-Forwarded-Proto": "http", "X-Forwarded-Host": "evil.example"}
+    for path, root in (("/", ""), ("/admin/", "/admin")):
+        for sent in ({}, {"Host": "labels.example.org"}, claims, {"X-Gradio-Server": "http://evil.example"}):
+            page = http.get(path, headers=sent)
+            assert f'"root":"https://labels.example.org{root}"' in page.text, (path, sent)
+            assert not re.search(r"http:.{0,4}(127|labels|evil)", page.text), (path, sent)
+    login = {"name": "ann", "password": PASSWORD}
+    project.user("ann")
+    for origin, status in (("https://labels.example.org", 200), ("https://evil.example", 403)):
+        found = http.post("/api/login", json=login, headers={"Origin": origin})
+        assert found.status_code == status, origin
 
 
 def test_cookies(project: Project) -> None:
