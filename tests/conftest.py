@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 # Read once, when torch and huggingface_hub are imported: so before any test module is.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -12,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,3 +38,21 @@ def server() -> Iterator[Server]:
     yield found
     found.http.shutdown()
     found.http.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium by playwright, which asks nobody but the pages' own server; skips where either is missing.
+
+    A file's own: playwright keeps an event loop running as long as it is open, and there may be but one.
+    """
+    sync_api = pytest.importorskip("playwright.sync_api")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium here")
+    quiet = ("background-networking", "component-update", "sync", "quic", "gpu")
+    flags = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=flags)
+        yield opened
+        opened.close()

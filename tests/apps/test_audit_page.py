@@ -385,18 +385,6 @@ def test_the_page_shows_what_pays_most(audited: Path, trained: Path, world: Path
     assert audit_words.headlines(audited)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.skip("no Chromium here")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--disable-gpu", "--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_page_is_whole_in_a_browser(browser: Browser, audited: Path, width: int) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900})
