@@ -43,7 +43,7 @@ def disputed(connection: Connection, after: int, limit: int) -> tuple[int, list[
 def adjudicate(
     connection: Connection, admin: User, pair: str, values: dict[str, Any], token: str, now: float
 ) -> Kept:
-    """Write a decision to the log and make it stand.
+    """Write a decision to the log and make it stand; the pair is given to nobody any more.
 
     Raises:
         Refused: no such pair (404), or the token stands for another request (409).
@@ -55,7 +55,7 @@ def adjudicate(
         return done
     row = {"at": now, "user_id": admin.id, "pair_n": n, "kind": "adjudicate", "token": token}
     made = new_id(connection.execute(insert(events).values(**row, **values)))
-    connection.execute(update(pairs).where(pairs.c.n == n).values(adjudicated=made))
+    connection.execute(update(pairs).where(pairs.c.n == n).values(adjudicated=made, open=0))
     return Kept(made, False)
 
 

@@ -87,7 +87,7 @@ pairs = Table(
     Column("rank", Float, nullable=False),
     Column("wanted", Integer, nullable=False),
     Column("votes", Integer, nullable=False, default=0),
-    # 1 while a work pair has fewer votes than wanted
+    # 1 while a work pair has fewer votes than wanted and is not decided
     Column("open", SmallInteger, nullable=False),
     # the event of the adjudication that stands
     Column("adjudicated", Integer),

@@ -25,7 +25,7 @@ def stats(
 ) -> list[str]:
     """Everything ``align annotate stats`` prints."""
     lines = [
-        f"pairs: {overview['pairs_done']} of {overview['pairs']} have all their votes",
+        f"pairs: {overview['pairs_done']} of {overview['pairs']} have all their votes, or a decision",
         f"votes: {overview['votes']} of {overview['votes_wanted']} wanted, {overview['gold_votes']} on gold "
         f"items, {overview['skips']} skips, {overview['undone']} undone, {overview['adjudicated']} decided",
         f"last day: {overview['votes_last_day']} votes of {overview['labelers_last_day']} labelers",

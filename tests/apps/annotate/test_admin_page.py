@@ -135,7 +135,7 @@ def test_overview_labelers_and_bias(go: Go, voted: Project) -> None:
         '[data-tile="votes"]'
     )
     assert f"{found['seconds']['browser']['median']:.0f} s" in page.inner_text('[data-tile="time"]')
-    assert page.inner_text('[data-tile="forecast"]') == "Every pair has its votes."
+    assert page.inner_text('[data-tile="forecast"]') == "Every pair has its votes, or a decision."
     assert page.locator("#ad-overview .ad-column").count() == 48
     tab(visit, "labelers")
     rows = voted.service.labelers()

@@ -220,6 +220,20 @@ def test_what_cannot_be_undone(make_project: MakeProject) -> None:
     refusal("nothing_to_undo", project.service.undo, ann, project.token())
 
 
+def test_a_decided_pair_is_given_to_nobody(make_project: MakeProject) -> None:
+    project = make_project(1, labels=2, overlap_labels=2)
+    task = project.task("ann")
+    project.service.skip(project.user("ann"), task.pair, "unclear", project.token())
+    held = project.task("bob")
+    project.service.adjudicate(project.user("root", "admin"), task.pair, 1, None, project.token())
+    assert project.service.next_task(project.user("cid")) == NoTask("done")
+    # who had it before may still say something, which opens it for nobody
+    project.service.vote(project.user("bob"), held.pair, Answers("A"), project.token())
+    assert project.service.next_task(project.user("cid")) == NoTask("done")
+    found = project.service.overview()
+    assert (found["pairs_done"], found["votes"], found["forecast"]["votes_left"]) == (1, 1, 0)
+
+
 def test_the_log_is_append_only(project: Project) -> None:
     project.vote("ann")
     for change in (update(events).values(hallucination=1), delete(events)):
@@ -328,6 +342,22 @@ def test_the_test_shuts_out_and_can_be_taken_again(make_project: MakeProject) ->
     for _ in range(5):
         answer(project, "bob", right=True)
     assert project.task("bob").stage == "work"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_test_made_shorter_is_over_for_who_has_answered_enough(
+    make_project: MakeProject, right: bool
+) -> None:
+    project = qualifying(make_project)
+    for _ in range(3):
+        answer(project, "ann", right)
+    project.service.release(project.user("ann"))
+    project.service.set_rules({"qualification": 2, "pass_mark": 2})
+    if right:
+        assert project.task("ann").stage == "work"
+    else:
+        assert project.service.next_task(project.user("ann")) == NoTask("failed")
+    assert project.service.progress(project.user("ann")).qualification == ("passed" if right else "failed")
 
 
 def test_a_slip_in_the_test_can_be_undone_before_its_end(make_project: MakeProject) -> None:

@@ -15,7 +15,7 @@
     bar.firstChild.style.width = `${100 * share}%`;
     const open = found.pairs - found.pairs_done;
     return card(null,
-      el("div", { class: "ad-headline" }, el("b", {}, `${count(found.pairs_done)} of ${count(found.pairs)}`), " pairs have all their votes",
+      el("div", { class: "ad-headline" }, el("b", {}, `${count(found.pairs_done)} of ${count(found.pairs)}`), " pairs have all their votes, or a decision",
         el("span", { class: "ad-soft" }, ` · ${count(open)} open`)),
       bar, el("p", { class: "ad-forecast", "data-tile": "forecast" }, forecast(found)));
   }
@@ -23,7 +23,7 @@
   /** When the last vote would come, as things go. */
   function forecast({ forecast: found, pairs }) {
     if (!pairs) return "No pairs yet: align annotate import adds them.";
-    if (!found.votes_left) return "Every pair has its votes.";
+    if (!found.votes_left) return "Every pair has its votes, or a decision.";
     const left = `${plural(found.votes_left, "vote")} still wanted`;
     if (!known(found.seconds)) return `${left}; nobody has voted within a day, so there is no end in sight.`;
     const rate = found.votes_an_hour < 10 ? found.votes_an_hour.toFixed(1) : count(Math.round(found.votes_an_hour));
