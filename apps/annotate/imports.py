@@ -86,7 +86,7 @@ def import_pairs(
 
     Raises:
         DataError: too many bad records; an id that the store knows with other contents; other images than
-            the project's. The store stays as it was.
+            the project's. StoreError: another import at the same time. The store stays as it was.
     """
     if role not in (WORK, GOLD, QUALIFICATION):
         raise DataError(f"unknown role {role!r}", key="role", mend=f"use {WORK}, {GOLD} or {QUALIFICATION}")
@@ -101,21 +101,27 @@ def import_pairs(
         connection.execute(delete(pairs).where(pairs.c.role.like("new-%")))
 
     store.write(clear)
+
+    def show(connection: Connection) -> None:
+        still = case((pairs.c.votes < pairs.c.wanted, 1), else_=0) if role == WORK else 0
+        ready = update(pairs).where(pairs.c.role == staged).values(role=role, open=still)
+        if connection.execute(ready).rowcount != outcome.added:
+            rule = "another import began meanwhile, and took the pairs of this one for left behind"
+            raise StoreError(f"{source.path}: {rule}; nothing was added, import it again")
+
     rows = _rows(track(records) if track else records, role, wish, scores, outcome, _last(store))
     try:
         while batch := list(islice(rows, BATCH)):
             added = store.write(partial(_add, batch=batch, role=role, staged=staged))
             outcome.added += added
             outcome.known += len(batch) - added
+        if not outcome.added + outcome.known + outcome.identical:
+            mend = "give two responses a prompt, such as align sample writes (align data inspect FILE)"
+            raise DataError("no preferences in it", file=str(source.path), mend=mend)
+        store.write(show)
     except BaseException:
         store.write(clear)
         raise
-    if not outcome.added + outcome.known + outcome.identical:
-        mend = "give two responses a prompt, such as align sample writes (align data inspect FILE)"
-        raise DataError("no preferences in it", file=str(source.path), mend=mend)
-    still = case((pairs.c.votes < pairs.c.wanted, 1), else_=0) if role == WORK else 0
-    ready = update(pairs).where(pairs.c.role == staged).values(role=role, open=still)
-    store.write(lambda connection: connection.execute(ready).rowcount)
     return outcome
 
 

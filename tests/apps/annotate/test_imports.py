@@ -12,6 +12,7 @@ import pytest
 from PIL import Image as Pil
 from sqlalchemy import select
 
+from apps.annotate.errors import StoreError
 from apps.annotate.imports import Imported, Wish, import_pairs, read_scores
 from apps.annotate.results import Task
 from apps.annotate.tables import pairs
@@ -95,6 +96,22 @@ def test_all_or_nothing_and_nobody_is_given_a_part(empty: Project, monkeypatch: 
     assert records_of(empty) == []
     assert add(empty, [*decided(40), *bad], max_bad=0.1, track=watch).added == 40
     assert isinstance(empty.service.next_task(empty.user("ann")), Task)
+
+
+def test_two_imports_at_once_lose_nothing_in_silence(empty: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apps.annotate.imports.BATCH", 2)
+
+    def another(records: Any) -> Any:
+        for k, record in enumerate(records):
+            if k == 5:
+                assert add(empty, [pair("other")]) == Imported(added=1)
+            yield record
+
+    with pytest.raises(StoreError, match="another import"):
+        add(empty, decided(8), track=another)
+    # the other's are there, and of this one's none
+    assert [record.id for record in records_of(empty)] == [pair("other").id]
+    assert add(empty, decided(8)).added == 8
 
 
 def test_what_an_import_that_was_killed_left_is_cleared(empty: Project) -> None:
