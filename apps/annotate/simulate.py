@@ -106,13 +106,18 @@ class Client:
                 found = send()
                 if found.status_code != 503:
                     break
-            except httpx.TransportError:
+            except httpx.TransportError as error:
                 if time.monotonic() > deadline:
-                    raise
+                    url = self.http.base_url
+                    raise StoreError(f"{url}: no answer ({error}); is the server running there?") from None
             if time.monotonic() > deadline:
                 raise StoreError("the server does not answer; is it running?")
             time.sleep(0.1)
-        if found.status_code >= 400:
+        kind = found.headers.get("content-type", "")
+        if found.status_code >= 300 and found.status_code != 304:
+            if not kind.startswith("application/json"):
+                rule = f"{found.url}: status {found.status_code}, and no answer of the annotation app"
+                raise StoreError(f"{rule}; give the address that align annotate serve prints")
             error = found.json().get("error", {})
             raise Refusal(found.status_code, error.get("code", ""), error.get("message", found.text[:200]))
         return found

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import sys
+import threading
 import types
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +183,39 @@ def test_a_world_is_labelled_through_the_api(folder: Path) -> None:
     truth = {r.id: next(i for i, s in enumerate(r.responses) if s.model == "true") for r in found}
     right = [record.preferred == truth[record.id] for record in found]
     assert len(right) == 8 and sum(right) >= 5
+
+
+def test_simulate(
+    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--store", project.url, "--labelers", "2", "--votes", "1"]
+    assert align("simulate", *words, "--url", "http://127.0.0.1:1") == 2
+    assert "need an invitation" in capsys.readouterr().err
+    assert align("simulate", *words) == 0
+    assert "2 votes of 2 labelers\nround trip of a vote: median" in capsys.readouterr().out
+    assert project.service.overview()["votes"] == 2
+    # three pairs, two of which have their vote
+    assert align("simulate", *words) == 0
+    assert "1 votes of 2 labelers" in (out := capsys.readouterr().out) and "1 ended early: done" in out
+    # where nobody answers, and where something else does
+    monkeypatch.setattr("apps.annotate.simulate.PATIENCE", 0.1)
+    code = project.service.accounts.invite().code
+    assert align("simulate", *words, "--invitation", code, "--url", "http://127.0.0.1:1") == 2
+    assert "is the server running there?" in capsys.readouterr().err
+    with someone_else() as url:
+        assert align("simulate", *words, "--invitation", code, "--url", url) == 2
+    assert "no answer of the annotation app" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def someone_else() -> Iterator[str]:
+    """Another program's web server."""
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
 
 
 # --- training straight from a store ---
