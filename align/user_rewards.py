@@ -48,9 +48,10 @@ def _find(name: str, where: str) -> RewardFunction:
             f"user_rewards.{name}.function {where!r}: {error}; start where the module lies, or put its "
             "folder on PYTHONPATH"
         ) from error
-    except (SyntaxError, NameError) as error:
+    except Exception as error:  # somebody's own code may raise anything
         raise RewardPartError(
-            f"user_rewards.{name}.function {where!r}: {module} does not load ({error}); mend it"
+            f"user_rewards.{name}.function {where!r}: {module} does not load ({type(error).__name__}: "
+            f"{error}); mend it"
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):

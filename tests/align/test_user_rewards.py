@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -103,10 +104,23 @@ def test_values_that_cannot_be_used(module: str, name: str, text: str) -> None:
     assert text in str(told.value)
 
 
-def test_a_module_that_does_not_load_is_named(module: str, tmp_path: Path) -> None:
-    (tmp_path / f"{module}_torn.py").write_text("def f(:")
-    with pytest.raises(RewardPartError, match=r"user_rewards\.mine\.function.*does not load"):
-        find_functions({"mine": UserReward(function=f"{module}_torn:f")})
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def f(:", "SyntaxError"),
+        ("f = nowhere", "NameError"),
+        ("table = {}['words']", "KeyError: 'words'"),
+        ("open('no such list of words')", "FileNotFoundError"),
+        ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
+    ],
+)
+def test_a_module_that_does_not_load_is_named(module: str, tmp_path: Path, code: str, said: str) -> None:
+    torn = f"{module}_torn"
+    (tmp_path / f"{torn}.py").write_text(code)
+    importlib.invalidate_caches()
+    with pytest.raises(RewardPartError, match=r"user_rewards\.mine\.function") as told:
+        find_functions({"mine": UserReward(function=f"{torn}:f")})
+    assert f"{torn} does not load ({said}" in str(told.value) and str(told.value).endswith("; mend it")
 
 
 def test_whole_numbers_stay_whole(module: str) -> None:
