@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from align.checkpoint import CheckpointError, RunDir
-from align.reward_model import find_reward
+from align.config import BestOfSettings, GroupSettings, ModelSettings, PpoSettings, is_hub_id
+from align.meta import read_config
+from align.reward_model import find_reward, read_info, sha256_of
+from align.user_rewards import sources
 from data.jsonl import read_json, write_json
 from data.schema import Prompt
 
+#: bytes read at both ends of a file of a base's weights, and of the beginning of each tensor in it
+ENDS, BEGINNING = 2**20, 4096
 
-def belongings(reward_model: str | Path, prompts: Sequence[Prompt], processes: int = 1) -> dict[str, Any]:
-    """What a run's results follow from beside its settings; ``reward_model`` is the settings'."""
+
+def belongings(
+    settings: PpoSettings | GroupSettings | BestOfSettings, prompts: Sequence[Prompt], processes: int = 1
+) -> dict[str, Any]:
+    """What a run's results follow from beside its settings.
+
+    Functions of ``user_rewards`` must have been imported. Raises ModelError for a Hub id that cannot be had.
+    """
     ids = hashlib.sha256("\n".join(f"{p.id}\t{p.question}" for p in prompts).encode()).hexdigest()
     judged = hashlib.sha256()
     for prompt in prompts:
@@ -22,10 +34,19 @@ def belongings(reward_model: str | Path, prompts: Sequence[Prompt], processes: i
         judged.update(prompt.model_dump_json(exclude={"source", "split"}).encode() + b"\n")
     return {
         "processes": processes,
-        "reward model weights": weights_digest(reward_model),
+        "model weights": base_digest(settings.model),
+        "reward model weights": weights_digest(settings.reward_model),
+        "weights of the reward model's base": base_digest(read_info(settings.reward_model).model),
         "prompts": ids,
         "pictures, facts or kinds of the prompts": judged.hexdigest(),
-    }
+    } | _rewards_code(settings)
+
+
+def _rewards_code(settings: PpoSettings | GroupSettings | BestOfSettings) -> dict[str, str]:
+    if isinstance(settings, BestOfSettings):
+        return {}
+    found = {name: sha256_of(file) for name, file in sources(settings.user_rewards).items()}
+    return {"code of the user rewards": _digest(found)} if found else {}
 
 
 def weights_digest(reward_model: str | Path) -> str:
@@ -34,6 +55,69 @@ def weights_digest(reward_model: str | Path) -> str:
     for name in ("reward.json", "head.safetensors", "adapter_model.safetensors"):
         found.update((folder / name).read_bytes())
     return found.hexdigest()
+
+
+def base_digest(model: ModelSettings) -> str:
+    """sha256 of which weights these are: the base's, and those of the adapters merged into it.
+
+    Of a folder's large files parts are read that no training leaves alone, of a Hub id its commit, which a
+    configuration brings with it. Raises ModelError for a Hub id that cannot be had.
+    """
+    return _digest([_base(model), *map(_adapter, model.adapters)])
+
+
+def _base(model: ModelSettings) -> Any:
+    if is_hub_id(model.path):
+        return [model.path, getattr(read_config(model), "_commit_hash", None)]
+    return [[file.name, file.stat().st_size, file_digest(file)] for file in _weights(model.path)]
+
+
+def _adapter(path: str) -> Any:
+    return path if is_hub_id(path) else [[file.name, sha256_of(file)] for file in _weights(path)]
+
+
+def _weights(folder: str) -> list[Path]:
+    found = sorted(Path(folder).glob("*.safetensors"))
+    return found or sorted(Path(folder).glob("*.bin"))
+
+
+def file_digest(file: Path) -> str:
+    """sha256 of both ends of a file of weights and of where each of its tensors begins.
+
+    For a file of 5 GB that is a few MB: whatever has learned differs there, though a frozen tensor stands at
+    either end.
+    """
+    found = hashlib.sha256()
+    with file.open("rb") as opened:
+        size = file.stat().st_size
+        found.update(opened.read(ENDS))
+        opened.seek(max(0, size - ENDS))
+        found.update(opened.read(ENDS))
+        if file.suffix == ".safetensors":
+            for start in _tensors(opened):
+                opened.seek(start)
+                found.update(opened.read(BEGINNING))
+    return found.hexdigest()
+
+
+def _tensors(file: BinaryIO) -> Iterator[int]:
+    """Where the tensors of a safetensors file begin: its header's length (8 bytes), its header, its data.
+
+    None of a damaged one, which will not load.
+    """
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    try:
+        header = json.loads(file.read(min(length, ENDS * 100)))
+    except ValueError:
+        return
+    for name, entry in header.items():
+        if name != "__metadata__":
+            yield 8 + length + entry["data_offsets"][0]
+
+
+def _digest(told: Any) -> str:
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def check_belongs(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

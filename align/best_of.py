@@ -44,7 +44,7 @@ def run(settings: BestOfSettings) -> Path:
     Raises:
         DataError: unreadable prompts or pictures, or prompts without the facts that the reward model reads.
         RewardError: no reward model at ``reward_model``. ModelError: a checkpoint is no multimodal model.
-        CheckpointError: the output is another run's, or it began with other prompts or another reward model.
+        CheckpointError: the output is another run's, or it began with other prompts, weights or code.
         PpoError: a prompt with its response is longer than a model's context.
         LaunchError: this is one of several processes.
     """
@@ -61,7 +61,7 @@ def run(settings: BestOfSettings) -> Path:
     with RunDir.create(settings.output, settings, "best-of") as run_dir:
         if run_dir.is_done:
             return run_dir.path
-        check_began(run_dir, belongings(settings.reward_model, prompts))
+        check_began(run_dir, belongings(settings, prompts))
         rejects.write(run_dir.path / "rejects.jsonl")
         if settings.resume:
             run_dir.truncate_metrics(-1)

@@ -72,7 +72,7 @@ def run(settings: GroupSettings) -> Path:
         ModelError: no multimodal model, or one whose processor renders prompts otherwise than
             ``align.render``. PpoError: a prompt with its response is longer than a model's context.
         TrainingError: a loss or gradient that is not finite. LaunchError: one of several processes.
-        CheckpointError: a run to resume that began with other prompts or another reward model.
+        CheckpointError: a run to resume that began with other prompts, weights or code.
     """
     stage = "grpo" if isinstance(settings, GrpoSettings) else "rloo"
     one_process(stage)
@@ -92,7 +92,7 @@ def run(settings: GroupSettings) -> Path:
     with RunDir.create(settings.output, settings, stage) as run_dir:
         if run_dir.is_done:  # by another process meanwhile
             return output
-        check_began(run_dir, belongings(settings.reward_model, prompts))
+        check_began(run_dir, belongings(settings, prompts))
         rejects.write(run_dir.path / "rejects.jsonl")
         set_seed(settings.seed)
         lmm = load(settings.model)

@@ -77,7 +77,7 @@ def run(settings: PpoSettings, watch: Watch | None = None) -> Path:
         PpoError: settings that do not fit, texts longer than a model's context, a policy unlike its reference
             at the start, or values not finite.
         CheckpointError: a run to resume that began with other prompts (their facts and pictures included),
-            processes or another reward model.
+            processes, another reward model, base or code of the rewards.
         RewardPartError: a reward of one's own that is not there.
     """
     if settings.threads:
@@ -122,7 +122,7 @@ class Ppo:
     ) -> None:
         self.settings, self.prompts = settings, prompts
         self.accelerator, self.directory = accelerator, directory
-        belongs = belongings(settings.reward_model, prompts, accelerator.num_processes)
+        belongs = belongings(settings, prompts, accelerator.num_processes)
         if settings.resume:
             # ahead of the models, which may take minutes
             check_goes_on(directory, belongs)

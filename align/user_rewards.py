@@ -35,6 +35,16 @@ def find_functions(settings: Mapping[str, UserReward]) -> dict[str, RewardFuncti
     return found
 
 
+def sources(settings: Mapping[str, UserReward]) -> dict[str, Path]:
+    """The files of the functions' modules by module, of those that have been imported."""
+    found = {}
+    for module in sorted({reward.function.partition(":")[0] for reward in settings.values()}):
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file is not None:
+            found[module] = Path(file)
+    return found
+
+
 def _find(name: str, where: str) -> RewardFunction:
     module, _, attribute = where.partition(":")
     here = str(Path.cwd())

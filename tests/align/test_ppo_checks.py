@@ -8,15 +8,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from align import began
 from align.actors import Actors
-from align.began import belongings, check_belongs
+from align.began import base_digest, belongings, check_belongs
 from align.checkpoint import CheckpointError
-from align.config import PpoSettings
+from align.config import ModelSettings, PpoSettings
 from align.diagnose import PpoError
 from align.ppo import Ppo, run
 from align.ppo_checks import check, check_processes, check_same_step, read_prompts
 from align.rollout_log import truncate_rollouts
+from align.user_rewards import find_functions
 from data.jsonl import DataError, read_json, write_json
 from tests.align.test_ppo import settings, world  # noqa: F401
 
@@ -92,7 +96,7 @@ def test_a_picture_that_the_reward_model_would_miss(folder: Path, tmp_path: Path
 
 
 def belongs(s: PpoSettings, count: int = 1) -> dict[str, Any]:
-    return belongings(s.reward_model, read_prompts(s), count)
+    return belongings(s, read_prompts(s), count)
 
 
 def test_what_a_run_s_steps_follow_from(folder: Path, tmp_path: Path) -> None:
@@ -125,6 +129,84 @@ def test_what_a_run_s_steps_follow_from(folder: Path, tmp_path: Path) -> None:
     assert data == (reward / "head.safetensors").read_bytes()
     with pytest.raises(CheckpointError, match="other reward model weights"):
         check_belongs(then, belongs(moved), tmp_path)
+
+
+def test_weights_of_a_base_are_told_apart_by_any_tensor(tmp_path: Path) -> None:
+    """Also by one in the midst of a large file, though it is not read whole."""
+    rng = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(700_000, generator=rng) for name in ("first", "learned", "last")}
+    file, model = tmp_path / "model.safetensors", ModelSettings(path=str(tmp_path))
+    save_file(tensors, file)
+    before = base_digest(model)
+    (tmp_path / "README.md").write_text("a card")
+    assert base_digest(model) == before
+    for name in tensors:
+        save_file(tensors | {name: tensors[name] + 1e-4}, file)
+        assert base_digest(model) != before
+    save_file(tensors, file)
+    assert base_digest(model) == before
+    file.rename(tmp_path / "model-00001-of-00001.safetensors")
+    assert base_digest(model) != before
+    file.write_bytes(b"torn")
+    base_digest(model)
+
+
+def test_a_run_does_not_go_on_from_another_adapter_of_the_same_place(folder: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "sft"
+    adapter.mkdir()
+    weights = adapter / "adapter_model.safetensors"
+    save_file({"a": torch.zeros(4)}, weights)
+    model = {"path": str(folder / "base"), "device": "cpu", "adapter": str(adapter)}
+    then = belongs(settings(folder, tmp_path, model=model))
+    check_belongs(then, belongs(settings(folder, tmp_path, model=model)), tmp_path)
+    # elsewhere they are the same weights
+    adapter.rename(tmp_path / "moved")
+    moved = model | {"adapter": str(tmp_path / "moved")}
+    check_belongs(then, belongs(settings(folder, tmp_path, model=moved)), tmp_path)
+    adapter.mkdir()
+    save_file({"a": torch.ones(4)}, weights)
+    with pytest.raises(CheckpointError, match="was made with other model weights, so"):
+        check_belongs(then, belongs(settings(folder, tmp_path, model=model)), tmp_path)
+
+
+def test_the_base_of_the_reward_model_counts(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "base", tmp_path / "base")
+    shutil.copytree(folder / "reward", tmp_path / "reward")
+    info = read_json(tmp_path / "reward/reward.json")
+    write_json(tmp_path / "reward/reward.json", info | {"model": {"path": str(tmp_path / "base")}})
+    s = settings(folder, tmp_path, reward_model=str(tmp_path / "reward"))
+    then, file = belongs(s), tmp_path / "base/model.safetensors"
+    file.write_bytes(file.read_bytes() + b"more")
+    with pytest.raises(CheckpointError, match="with other weights of the reward model's base, so"):
+        check_belongs(then, belongs(s), tmp_path)
+
+
+def test_a_hub_id_counts_with_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = ["one"]
+    monkeypatch.setattr(began, "read_config", lambda _: SimpleNamespace(_commit_hash=commit[-1]))
+    model = ModelSettings(path="owner/name", adapter="owner/adapter")
+    then = base_digest(model)
+    assert base_digest(model) == then != base_digest(ModelSettings(path="owner/name"))
+    commit.append("two")
+    assert base_digest(model) != then
+
+
+def test_other_code_of_a_reward_of_ones_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "rewards_that_change.py"
+    module.write_text("def brief(prompts, responses):\n    return [-len(r) for r in responses]\n")
+    rewards = {"brief": {"function": "rewards_that_change:brief"}}
+    s = settings(folder, tmp_path, user_rewards=rewards)
+    find_functions(s.user_rewards)
+    then = belongs(s)
+    assert "code of the user rewards" not in belongs(settings(folder, tmp_path))
+    check_belongs(then, belongs(s), tmp_path)
+    module.write_text(module.read_text().replace("-len", "-2 * len"))
+    with pytest.raises(CheckpointError, match="with other code of the user rewards, so"):
+        check_belongs(then, belongs(s), tmp_path)
 
 
 def test_a_run_does_not_go_on_with_other_prompts(
