@@ -77,6 +77,8 @@ def serve_(args: argparse.Namespace) -> None:
                 _add(store, args, file, role)
         service = Service(store, images=images_of(store))
         _set_rules(service, args)
+        if args.title is not None:
+            service.set_title(args.title)
         if args.passwords is not None:
             service.accounts.put(read_password_file(args.passwords))
         place = {"certificate": args.certificate, "key": args.key, "public": args.public_url}

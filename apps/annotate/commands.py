@@ -92,6 +92,8 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     rules.add_argument(
         "--votes", type=kinds.whole, metavar="N", help="most votes of one labeler; 0: any number"
     )
+    words = "what the project is called on its pages; it is kept in the store (align)"
+    parser.add_argument("--title", metavar="TEXT", help=words)
     words = "the project's own instructions for labelers, Markdown or text, shown above ours"
     parser.add_argument("--instructions", type=Path, metavar="FILE", help=words)
     place = parser.add_argument_group("address")

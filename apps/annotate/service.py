@@ -44,6 +44,8 @@ from data.schema import Preference
 
 T = TypeVar("T")
 SIDES: tuple[Side, Side] = ("A", "B")
+#: of a project without one of its own, and the most characters of one
+TITLE, LONGEST_TITLE = "align", 60
 #: longest time a browser may tell, in seconds
 _LONGEST = 7 * 86400.0
 
@@ -73,6 +75,18 @@ class Service:
         self.store.write(lambda connection: put_setting(connection, "rules", asdict(rules)))
         self.rules = rules
         return rules
+
+    @property
+    def title(self) -> str:
+        """What the project is called on its pages."""
+        return str(self.store.setting("title") or TITLE)
+
+    def set_title(self, text: str) -> None:
+        """Call the project so; it is kept. Raises Refused for a name that does not fit into a line."""
+        title = " ".join(text.split())
+        if not title.isprintable() or not 1 <= len(title) <= LONGEST_TITLE:
+            raise invalid(f"a project's title has 1 to {LONGEST_TITLE} characters, all of which can be seen")
+        self.store.write(lambda connection: put_setting(connection, "title", title))
 
     # --- labelers ---
 

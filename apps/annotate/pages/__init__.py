@@ -19,8 +19,9 @@ def with_pages(app: FastAPI, service: Service, site: Site, instructions: str | N
     labeler.add_guide(app, service, site, instructions)
     # before "/", which takes every path that is left
     app.add_route("/admin", _to_admin, methods=["GET"])
-    shell.mount(app, admin.build(), "/admin", admin.SCRIPTS, admin.STYLES)
-    shell.mount(app, labeler.build(), "/", labeler.SCRIPTS, labeler.STYLES)
+    title = service.title
+    shell.mount(app, admin.build(title), "/admin", title, admin.SCRIPTS, admin.STYLES)
+    shell.mount(app, labeler.build(title), "/", title, labeler.SCRIPTS, labeler.STYLES)
     return app
 
 

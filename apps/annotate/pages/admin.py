@@ -22,6 +22,6 @@ SCRIPTS = (
 STYLES = ("admin.css",)
 
 
-def build() -> Any:
-    """The page, to be mounted with ``SCRIPTS`` and ``STYLES``."""
-    return shell.page("align · admin", "align-admin")
+def build(title: str) -> Any:
+    """The page of the project of that title, to be mounted with ``SCRIPTS`` and ``STYLES``."""
+    return shell.page(f"{title} · admin", "align-admin")

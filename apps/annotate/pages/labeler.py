@@ -20,9 +20,9 @@ SCRIPTS = ("marks.js", "zoom.js", "guide.js", "labeler_view.js", "labeler_events
 STYLES = ("labeler.css",)
 
 
-def build() -> Any:
-    """The page, to be mounted with ``SCRIPTS`` and ``STYLES``."""
-    return shell.page("align · compare", "align-labeler")
+def build(title: str) -> Any:
+    """The page of the project of that title, to be mounted with ``SCRIPTS`` and ``STYLES``."""
+    return shell.page(f"{title} · compare", "align-labeler")
 
 
 def add_guide(app: FastAPI, service: Service, site: Site, instructions: str | None) -> None:

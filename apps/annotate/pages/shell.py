@@ -6,6 +6,7 @@ event is used, so what Gradio serves beyond the page itself is shut (``Closed``)
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,11 +34,15 @@ def theme() -> Any:
     return gr.themes.Base(font=list(FONTS), font_mono=list(MONO))
 
 
-def head(scripts: Iterable[str], styles: Iterable[str] = ()) -> str:
-    """``common.css`` and ``common.js``, then more files of ``assets``, inlined in that order."""
+def head(title: str, scripts: Iterable[str], styles: Iterable[str] = ()) -> str:
+    """``common.css`` and ``common.js``, then more files of ``assets``, inlined in that order.
+
+    ``title``: the project's, for the scripts.
+    """
     css = "\n".join(_read(name) for name in ("common.css", *styles))
     js = "\n".join(_read(name) for name in ("common.js", *scripts))
-    return f"<style>{css}</style>\n<script>{js}</script>"
+    named = f'<meta name="align-title" content="{html.escape(title)}">'
+    return f"{named}\n<style>{css}</style>\n<script>{js}</script>"
 
 
 def _read(name: str) -> str:
@@ -54,8 +59,13 @@ def page(title: str, root: str) -> Any:
     return blocks
 
 
-def mount(app: FastAPI, blocks: Any, path: str, scripts: Iterable[str], styles: Iterable[str] = ()) -> None:
-    """Mount a page, and nothing else of what Gradio offers (uploads, files, queues, code)."""
+def mount(
+    app: FastAPI, blocks: Any, path: str, title: str, scripts: Iterable[str], styles: Iterable[str] = ()
+) -> None:
+    """Mount a page, and nothing else of what Gradio offers (uploads, files, queues, code).
+
+    ``title``: the project's.
+    """
     gr.mount_gradio_app(
         app,
         blocks,
@@ -68,7 +78,7 @@ def mount(app: FastAPI, blocks: Any, path: str, scripts: Iterable[str], styles: 
         pwa=False,
         mcp_server=False,
         theme=theme(),
-        head=head(scripts, styles),
+        head=head(title, scripts, styles),
     )
     mounted = app.router.routes[-1]
     assert isinstance(mounted, Mount)

@@ -24,6 +24,32 @@ FLAGS = (
 )  # fmt: skip
 
 
+#: colours as they are seen: over their backgrounds, with the opacity of all that they are in
+FAINT = """() => {
+  const parts = (color) => color.match(/[\\d.]+/g).map(Number);
+  const over = (front, back, by) => front.slice(0, 3).map((c, k) => c * by + back[k] * (1 - by));
+  const light = (rgb) => rgb.map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, k) => sum + c * [0.2126, 0.7152, 0.0722][k], 0);
+  const found = [];
+  for (const one of document.querySelectorAll(".align-root *")) {
+    const text = [...one.childNodes].filter((node) => node.nodeType === 3).map((node) => node.data).join("").trim();
+    if (!text || !one.checkVisibility() || one.closest(":disabled, [aria-disabled], .al-hidden")) continue;
+    const up = [];
+    for (let at = one; at; at = at.parentElement) up.unshift(at);
+    let back = [255, 255, 255], opacity = 1;
+    for (const at of up) {
+      const style = getComputedStyle(at), [r, g, b, a = 1] = parts(style.backgroundColor);
+      if (style.backgroundColor.startsWith("rgb")) back = over([r, g, b], back, a);
+      opacity *= Number(style.opacity);
+    }
+    const [front, behind] = [light(over(parts(getComputedStyle(one).color), back, opacity)), light(back)];
+    const contrast = (Math.max(front, behind) + 0.05) / (Math.min(front, behind) + 0.05);
+    if (contrast < 4.5) found.push(`${text.slice(0, 40)} (${contrast.toFixed(2)})`);
+  }
+  return found;
+}"""  # noqa: E501
+
+
 @contextmanager
 def served(project: Project, instructions: str | None = None) -> Iterator[str]:
     """The project's pages and API, served from a thread; its URL."""
@@ -76,6 +102,10 @@ class Visit:
         page.keyboard.press("Escape")
         page.wait_for_selector(".task")
         return page
+
+    def faint(self) -> list[str]:
+        """Texts in sight, of what can be used, whose contrast is below WCAG's 4.5 to 1."""
+        return self.page.evaluate(FAINT)
 
     def check(self) -> None:
         """Nothing went wrong in the page, and it asked nobody else."""

@@ -307,6 +307,10 @@ def test_a_session_that_ends(go: Go, voted: Project) -> None:
     page = enter(visit, "root")
     page.wait_for_selector("#ad-overview .ad-tile")
     voted.service.accounts.change("root", disabled=False)
+    # signing out needs an answer, and says so where none comes
+    page.route("**/api/logout", lambda route: route.abort())
+    page.click("text=Sign out")
+    page.wait_for_selector("text=The server cannot be reached")
     page.click("#ad-tab-bias")
     page.wait_for_selector("text=Your session is over")
     assert "36" not in page.inner_text("#align-admin")
@@ -315,9 +319,12 @@ def test_a_session_that_ends(go: Go, voted: Project) -> None:
 def test_before_the_first_vote(browser: Browser, make_project: MakeProject) -> None:
     project = make_project(2)
     project.user("root", "admin")
+    project.service.set_title("Birds")
     with served(project) as url:
         visit = Visit(browser, url)
         page = enter(visit, "root")
+        page.wait_for_selector(".ad-brand >> text=Birds")
+        assert page.title() == "Overview · Birds · admin"
         page.wait_for_selector("#ad-overview .ad-tile")
         for name, text in {
             "labelers": "No votes yet", "agreement": "Nothing to compare yet", "bias": "No votes yet",
@@ -337,9 +344,11 @@ def test_a_phone_and_the_dark(go: Go) -> None:
         tab(visit, name)
         width, sees = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert width <= sees == 400, name
+        assert visit.faint() == [], name
     dark = page.evaluate("getComputedStyle(document.querySelector('#align-admin .ad-head')).backgroundColor")
     page.click('[aria-label="Light colours"]')
     light = page.evaluate("getComputedStyle(document.querySelector('#align-admin .ad-head')).backgroundColor")
+    assert visit.faint() == []
     assert brightness(dark) < 60 < 200 < brightness(light)
 
 

@@ -185,6 +185,17 @@ def test_a_world_is_labelled_through_the_api(folder: Path) -> None:
     assert len(right) == 8 and sum(right) >= 5
 
 
+def test_a_title_is_kept(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert project.service.title == "align"
+    for title in (" ", "x" * 61, "a\u202eb"):
+        assert align("serve", "--store", project.url, "--title", title) == 2
+        assert "a project's title has 1 to 60" in capsys.readouterr().err
+    # kept, though it may not be served there
+    elsewhere = ("--host", "0.0.0.0", "--port", "0")
+    assert align("serve", "--store", project.url, "--title", "  Birds\n and bees", *elsewhere) == 2
+    assert project.service.title == "Birds and bees"
+
+
 def test_simulate(
     project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -366,7 +366,15 @@ def test_keys_in_inputs_and_with_modifiers_do_nothing(browser: Browser, project:
         assert chosen(page) == [] and page.locator("dialog").count() == 0
         press(page, "Enter")
         page.wait_for_selector("text=Choose A, B or tie first")
-        press(page, "2", "s")
+        # among the choices the arrows go on, and choose
+        page.focus("[data-value=A]")
+        press(page, "ArrowLeft")
+        assert chosen(page) == ["B"]
+        press(page, "ArrowRight", "ArrowDown")
+        assert chosen(page) == ["tie"]
+        assert page.locator(".options [tabindex='0']").all_inner_texts()[0].startswith("Tie")
+        press(page, "2", "Backspace", "Backspace", "2", "s")
+        assert page.get_by_role("dialog", name="Why skip this pair?").count() == 1
         assert page.locator("dialog.reasons label.reason").count() == len(SKIP_REASONS)
         press(page, str(1 + list(SKIP_REASONS).index("other")), "Enter")
         # it wants a note; what is typed there is text
@@ -408,13 +416,16 @@ def test_everything_fits(browser: Browser, make_project: MakeProject, width: int
             found = one.bounding_box()
             assert found is not None and found["height"] >= 40 and 0 <= found["x"] <= width - found["width"]
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
+        assert visit.faint() == []
         page.click("[aria-label='Light colours']")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(244, 245, 247)"
+        assert visit.faint() == []
         page.reload()
         page.wait_for_selector(".task")
         assert page.evaluate("document.documentElement.dataset.theme") == "light"
         press(page, "?")
         page.wait_for_selector("dialog.guide")
+        assert visit.faint() == []
         over = "e => e.getBoundingClientRect().right > innerWidth"
         assert page.evaluate(f"[...document.querySelectorAll('dialog *')].some({over})") is False
 
@@ -512,11 +523,17 @@ def test_zoom_and_pictures_that_do_not_show(browser: Browser, make_project: Make
 def test_a_projects_own_instructions_are_text(browser: Browser, project: Project) -> None:
     project.user("ann")
     own = f"# Read *this*\n\n- one **two**\n- {HOSTILE}\n\n1. first\n\nA_snake_case `<i>` word\n<b>no</b>\n"
+    title = '<b>Birds</b> & "bees"'
+    project.service.set_title(title)
     with served(project, own) as url:
         assert httpx.get(f"{url}/api/guide").status_code == 401
         visit = Visit(browser, url)
-        page = visit.enter("ann")
+        visit.page.goto(url)
+        visit.page.wait_for_selector(f"form >> text={title}")
+        visit.sign_in("ann")
+        page = visit.page
         page.wait_for_selector("dialog.guide .own")
+        assert page.text_content(".brand") == title and page.title() == f"{title} · compare"
         markup = page.inner_html("dialog.guide .own")
         assert "<h2>Read <em>this</em></h2><ul><li>one <strong>two</strong></li>" in markup
         assert (

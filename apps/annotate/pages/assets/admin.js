@@ -93,7 +93,7 @@
 
   function show(name, focus = false) {
     admin.shown = name;
-    document.title = `${places.get(name).section.title} · align admin`;
+    document.title = `${places.get(name).section.title} · ${align.title} · admin`;
     for (const [other, { panel }] of places) {
       const tab = document.getElementById(`ad-tab-${other}`);
       panel.hidden = other !== name;
@@ -131,16 +131,21 @@
 
   // --- who is here ---
 
+  const leave = () => admin.doing(admin.root, async () => {
+    await align.signOut();
+    await start();
+  });
+
   function frame(inside, who) {
-    const out = el("button", { type: "button", class: "al-button quiet", onclick: async () => { await align.signOut(); start(); } }, "Sign out");
+    const out = el("button", { type: "button", class: "al-button quiet", onclick: leave }, "Sign out");
     const head = el("header", { class: "ad-head" },
-      el("div", { class: "ad-brand" }, el("b", {}, "align"), el("span", {}, "annotation · admin")),
+      el("div", { class: "ad-brand" }, el("b", { title: align.title }, align.title), el("span", {}, "annotation · admin")),
       el("div", { class: "ad-who" }, el("span", { class: "ad-soft ad-user" }, who.name), el("a", { class: "al-button quiet", href: "/" }, "Label"), align.themeButton(), out));
     admin.root.replaceChildren(head, inside);
   }
 
   function refuse(who) {
-    const other = el("button", { type: "button", class: "al-button", onclick: async () => { await align.signOut(); start(); } }, "Sign in as somebody else");
+    const other = el("button", { type: "button", class: "al-button", onclick: leave }, "Sign in as somebody else");
     frame(el("main", { class: "ad-main" }, el("div", { class: "ad-empty", role: "alert" }, el("h2", {}, "This page is for admins"),
       el("p", {}, `You are signed in as ${who.name}, a labeler. Your pairs are on the other page.`),
       el("div", { class: "ad-decisions" }, el("a", { class: "al-button primary", href: "/" }, "To the pairs"), other))), who);

@@ -57,7 +57,6 @@
       el("h4", {}, "Test"), note(tested(row)), button("Take the test again", { retake: true }, `${row.name} takes the test again`),
       el("h4", {}, "Access"), note(row.disabled ? "Shut out: cannot sign in. The votes stay." : own ? "This is you. Another admin can shut you out." : "Shutting out ends the sessions at once; the votes stay."), door,
       el("div", { class: "ad-foot" }, close));
-    dialog.setAttribute("aria-label", `Account ${row.name}`);
   }
 
   function tested(row) {

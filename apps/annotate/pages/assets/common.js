@@ -3,6 +3,8 @@
   "use strict";
   /** What a request waits for an answer, in ms. */
   const PATIENCE = 20000;
+  /** What the project is called. */
+  const title = document.querySelector("meta[name=align-title]").content;
   let csrf = "";
   let known = null;
 
@@ -134,6 +136,11 @@
     const made = el("dialog", { class: `al-dialog ${kind}` }, children);
     made.addEventListener("close", () => made.remove());
     made.addEventListener("click", (event) => { if (event.target === made && kind !== "must") made.close(); });
+    const named = made.querySelector("h1, h2, h3");
+    if (named !== null) {
+      named.id = `al-${kind}-title`;
+      made.setAttribute("aria-labelledby", named.id);
+    }
     (document.querySelector(".align-root") ?? document.body).append(made);
     made.showModal();
     return made;
@@ -176,6 +183,7 @@
     }
 
     const card = el("form", { class: "al-card", onsubmit: enter },
+      el("p", { class: "al-hint al-project" }, title),
       el("h1", {}, joins ? "Welcome" : "Sign in"),
       el("p", { class: "al-hint" }, joins
         ? "You were invited. Choose a name and a password; you sign in with them from now on."
@@ -253,5 +261,5 @@
     watch.observe(document.documentElement, { childList: true, subtree: true });
   }
 
-  window.align = { api, farewell, session, signOut, signIn, el, toast, dialog, themeButton, ready, sentence };
+  window.align = { title, api, farewell, session, signOut, signIn, el, toast, dialog, themeButton, ready, sentence };
 })();

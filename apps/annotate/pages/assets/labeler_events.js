@@ -24,6 +24,8 @@
     if (name === "?" || name === "h") return take(act.guide);
     if (name === "u") return take(act.undo);
     if (!labeler.task) return;
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[name];
+    if (step !== undefined && target.closest("[role=radio]")) return take(() => along(target.closest("[role=radio]"), step));
     const group = labeler.choice.hallucination === "tie" ? "helpfulness" : "hallucination";
     if (name === "Enter") {
       // other buttons and links keep their own Enter
@@ -36,6 +38,14 @@
     else if (name === "z") take(act.zoom);
     else if (name === "m") take(act.mark);
     else if (name === "Escape") take(() => document.activeElement?.closest(".passage") ? view.body.focus({ preventScroll: true }) : act.back());
+  }
+
+  /** From one choice to the next, round and round. */
+  function along(radio, step) {
+    const all = [...radio.parentElement.children];
+    const next = all.at((all.indexOf(radio) + step) % all.length);
+    next.focus();
+    next.click();
   }
 
   /** Words that are selected by mouse or finger become marks. */

@@ -31,7 +31,7 @@
       this.notice = el("div", { class: "notice", role: "status", "aria-live": "assertive" });
       this.vote = el("section", { class: "vote", "aria-label": "Your answer", hidden: true });
       const head = el("header", { class: "head" },
-        el("strong", { class: "brand" }, "align"),
+        el("strong", { class: "brand", title: align.title }, align.title),
         el("div", { class: "progress" }, this.progressBar, el("div", { class: "figures" }, this.count, this.left)),
         el("nav", {},
           session.user.role === "admin" && el("a", { class: "al-button quiet", href: "/admin/" }, "Admin"),
@@ -114,6 +114,10 @@
       for (const one of this.vote.querySelectorAll("[data-value]")) {
         one.setAttribute("aria-checked", String(said[one.dataset.group] === one.dataset.value));
         one.disabled = busy;
+      }
+      for (const { children } of this.vote.querySelectorAll("[role=radiogroup]")) {
+        const stop = [...children].find((one) => one.getAttribute("aria-checked") === "true") ?? children[0];
+        for (const one of children) one.tabIndex = one === stop ? 0 : -1;
       }
       const asks = hallucination === "tie";
       this.second.hidden = !asks;
