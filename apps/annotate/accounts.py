@@ -228,8 +228,10 @@ class Accounts:
         self._store.write(work)
         return made
 
-    def join(self, code: str, name: str, password: str, address: str) -> SignedIn:
-        """Make an account by an invitation, and come in.
+    def join(
+        self, code: str, name: str, password: str, address: str, replaces: str | None = None
+    ) -> SignedIn:
+        """Make an account by an invitation, and come in; the session of the token ``replaces`` ends.
 
         Raises:
             Refused: the code is unknown, used up or too old (403); a bad or taken name, or a bad password;
@@ -249,6 +251,7 @@ class Accounts:
                 raise forbidden("the invitation is used up; ask for another")
             left = update(invitations).where(invitations.c.code_hash == found.code_hash)
             connection.execute(left.values(uses_left=found.uses_left - 1))
+            self._end(connection, replaces)
             return self._begin(connection, self._insert(connection, name, hashed, found.role))
 
         return self._store.write(work)
@@ -277,13 +280,17 @@ class Accounts:
         user = User(found.id, found.name, found.role)
 
         def work(connection: Connection) -> SignedIn:
-            old = sessions.c.created <= self._clock() - LONGEST_SESSION
-            if replaces is not None:
-                old = old | (sessions.c.token_hash == _sha(replaces))
-            connection.execute(delete(sessions).where(old))
+            self._end(connection, replaces)
             return self._begin(connection, user)
 
         return self._store.write(work)
+
+    def _end(self, connection: Connection, token: str | None) -> None:
+        """End the session of a token, and those that are over anyhow."""
+        old = sessions.c.created <= self._clock() - LONGEST_SESSION
+        if token is not None:
+            old = old | (sessions.c.token_hash == _sha(token))
+        connection.execute(delete(sessions).where(old))
 
     def _begin(self, connection: Connection, user: User) -> SignedIn:
         token, csrf, now = secrets.token_urlsafe(32), secrets.token_urlsafe(32), self._clock()

@@ -57,7 +57,7 @@ class OfLabeler(Body):
     name: str = Field(max_length=64)
     disabled: bool | None = None
     #: -1: the project's own
-    limit: int | None = None
+    limit: int | None = Field(default=None, ge=-1, le=10**9)
     retake: bool = False
 
 

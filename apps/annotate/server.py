@@ -101,8 +101,8 @@ class LabelerApi(Api):
         return await self.enter(request, lambda: self.service.accounts.sign_in(*given))
 
     async def join(self, request: Request) -> Response:
-        body = await read(request, Join)
-        given = (body.code, body.name, body.password, address(request))
+        body, replaces = await read(request, Join), self.token(request)
+        given = (body.code, body.name, body.password, address(request), replaces)
         return await self.enter(request, lambda: self.service.accounts.join(*given))
 
     async def logout(self, request: Request) -> Response:

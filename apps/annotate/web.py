@@ -12,7 +12,7 @@ import anyio
 from anyio import CapacityLimiter
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
@@ -253,6 +253,9 @@ async def on_refused(_: Request, error: Exception) -> Response:
 
 async def on_database(_: Request, error: Exception) -> Response:
     assert isinstance(error, DBAPIError)
+    if isinstance(error, DataError):
+        # PostgreSQL has no text with a NUL in it; the same request would fail again
+        return refused(invalid("the request holds something that the store cannot keep"))
     message = "the store does not answer; nothing was kept. Send the same request again"
     return refused(Refused("unavailable", message, 503, wait=1))
 

@@ -181,6 +181,7 @@ def test_shutting_out_ends_sessions(project: Project, enter: Enter) -> None:
     project.service.accounts.change("ann", password="another long one")
     assert ann.get("session").status_code == 401 and ann.login("ann").status_code == 401
     assert root.post("admin/labeler", {"name": "root", "disabled": True}).status_code == 422
+    assert root.post("admin/labeler", {"name": "ann", "limit": 10**30}).status_code == 422
 
 
 def test_guesses_are_limited_by_account(project: Project) -> None:
@@ -229,7 +230,10 @@ def test_invitations(project: Project, enter: Enter) -> None:
     assert found.json()["user"] == {"name": "eve", "role": "labeler"}
     new.csrf = found.json()["csrf"]
     assert new.post("next").json()["kind"] == "task"
+    cookie = f"align_session={new.http.cookies['align_session']}"
     assert new.post("join", join | {"name": "eva"}).status_code == 200
+    # who was here before is signed out
+    assert Browser(project).get("session", Cookie=cookie).status_code == 401
     assert code_of(new.post("join", join | {"name": "ewa"})) == (403, "forbidden")
     assert code_of(new.post("admin/invite")) == (403, "forbidden")
     late = root.post("admin/invite", {"days": 1}).json()["code"]

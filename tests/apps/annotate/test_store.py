@@ -16,7 +16,7 @@ from apps.annotate.errors import StoreError
 from apps.annotate.service import Service
 from apps.annotate.store import Store, backup, open_store, parse_url, put_setting, shown
 from apps.annotate.tables import VERSION, events, pairs, schema_version, settings, tables, users
-from tests.apps.annotate.conftest import CHEAP, PASSWORD, MakeProject, Project
+from tests.apps.annotate.conftest import CHEAP, PASSWORD, Browser, MakeProject, Project, code_of
 
 HERE = Path(__file__).parent
 
@@ -321,5 +321,11 @@ def test_the_same_service_on_postgresql(project: Project, database: str) -> None
     assert service.picture(ann, task.pair) is not None
     with pytest.raises(Exception, match="append-only"):
         store.write(lambda connection: connection.execute(update(events).values(reason="x")).rowcount)
+    # what PostgreSQL cannot keep is refused for good: a page would send the request for ever
+    browser = Browser(Project(project.folder, service, project.clock))
+    browser.login("ann")
+    body = {"pair": browser.post("next").json()["pair"], "token": "token-0004", "reason": "other"}
+    assert code_of(browser.post("skip", body | {"note": "a\0b"})) == (422, "invalid")
+    assert browser.post("skip", body | {"note": "ab"}).status_code == 200
     assert set(inspect(store.engine).get_table_names()) == set(tables.tables)
     store.close()
