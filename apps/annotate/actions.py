@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import getpass
+import secrets
 import statistics
 import sys
 from collections.abc import Iterator
@@ -220,8 +221,8 @@ def simulate_(args: argparse.Namespace) -> None:
             with _open(args) as store:
                 code = Service(store).accounts.invite("labeler", args.labelers, 1).code
             url, _ = stack.enter_context(simulate.serving(["--store", args.store, "--port", "0"]))
-        run = _names(args.labelers)
-        people = [simulate.Person(name, "simulated labeler", code) for name in run]
+        # nobody else comes in by these accounts, which stay
+        people = [simulate.Person(name, secrets.token_urlsafe(16), code) for name in _names(args.labelers)]
         found = simulate.run(url, people, choose, args.votes, pause=args.pause, seed=args.seed)
     seconds = sorted(s for work in found for s in work.seconds)
     print(f"{len(seconds)} votes of {len(found)} labelers")
@@ -234,7 +235,5 @@ def simulate_(args: argparse.Namespace) -> None:
 
 def _names(count: int) -> list[str]:
     """Names that are new in any store."""
-    import secrets
-
     run = secrets.token_hex(3)
     return [f"sim-{run}-{k + 1:03d}" for k in range(count)]

@@ -45,6 +45,11 @@ def align(*words: str) -> int:
     return cli.main(["annotate", *words])
 
 
+def accounts(project: Project) -> list[Any]:
+    with project.service.store.read() as connection:
+        return list(connection.execute(select(users)))
+
+
 def type_(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(text + "\n"))
 
@@ -205,6 +210,10 @@ def test_simulate(
     assert align("simulate", *words) == 0
     assert "2 votes of 2 labelers\nround trip of a vote: median" in capsys.readouterr().out
     assert project.service.overview()["votes"] == 2
+    names, hashes = zip(*[(row.name, row.password) for row in accounts(project)])
+    assert all(name.startswith("sim-") for name in names) and len(set(names)) == 2
+    # with a password that no source code tells
+    assert not check_password("simulated labeler", hashes[0])
     # three pairs, two of which have their vote
     assert align("simulate", *words) == 0
     assert "1 votes of 2 labelers" in (out := capsys.readouterr().out) and "1 ended early: done" in out

@@ -302,8 +302,8 @@ def test_a_vote_whose_answer_is_lost_is_kept_once(browser: Browser, project: Pro
 
 
 def test_nobody_sees_anothers_answers_or_a_models_name(browser: Browser, make_project: MakeProject) -> None:
-    project = make_project(1, labels=2)
-    for name in ("ann", "bob"):
+    project = make_project(1, labels=3)
+    for name in ("ann", "bob", "cid"):
         project.user(name)
     with visiting(browser, project) as ann:
         page = ann.work("ann")
@@ -336,6 +336,16 @@ def test_nobody_sees_anothers_answers_or_a_models_name(browser: Browser, make_pr
         press(page, "u")
         page.wait_for_selector("text=nothing to take back")
         other.context.close()
+        # what one was about to say is no draft of the next one's
+        page.click(".sentence >> nth=0")
+        press(page, "1")
+        ann.context.clear_cookies()
+        page.reload()
+        ann.sign_in("cid")
+        page.wait_for_selector("dialog.guide")
+        press(page, "Escape")
+        page.wait_for_selector(".task")
+        assert page.locator("mark").count() == 0 and chosen(page) == []
 
 
 def test_a_session_that_is_over_loses_nothing(browser: Browser, project: Project) -> None:
