@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from align.checkpoint import CheckpointError, RunDir
-from align.config import BestOfSettings, GroupSettings, ModelSettings, PpoSettings, is_hub_id
+from align.config import BestOfSettings, FactKind, GroupSettings, ModelSettings, PpoSettings, is_hub_id
 from align.meta import read_config
+from align.pairs import Pair, picture_source
 from align.reward_model import find_reward, read_info, sha256_of
 from align.user_rewards import sources
 from data.jsonl import read_json, write_json
-from data.schema import Prompt
+from data.schema import Example, Prompt
 
+BEGAN = "began.json"
 #: bytes read at both ends of a file of a base's weights, and of the beginning of each tensor in it
 ENDS, BEGINNING = 2**20, 4096
 
@@ -46,7 +48,42 @@ def _rewards_code(settings: PpoSettings | GroupSettings | BestOfSettings) -> dic
     if isinstance(settings, BestOfSettings):
         return {}
     found = {name: sha256_of(file) for name, file in sources(settings.user_rewards).items()}
-    return {"code of the user rewards": _digest(found)} if found else {}
+    return {"code of the user rewards": digest_of(found.items())} if found else {}
+
+
+def lessons(
+    model: ModelSettings,
+    learned: Iterable[Pair | Example],
+    held_out: Iterable[Pair | Example],
+    facts: Sequence[FactKind] = (),
+) -> dict[str, str]:
+    """What a run that learns from records follows from beside its settings; it reads the kinds ``facts``.
+
+    Raises ModelError for a Hub id that cannot be had.
+    """
+    return {
+        "model weights": base_digest(model),
+        "records to learn from": digest_of(_told(record, facts) for record in learned),
+        "held-out records": digest_of(_told(record, facts) for record in held_out),
+    }
+
+
+def _told(record: Pair | Example, facts: Sequence[FactKind]) -> list[Any]:
+    """What is learned of a record: of a preference as of its pair, the better response first."""
+    said = [(message.role, message.content) for message in record.messages]
+    told = [record.id, picture_source(record.image), said]
+    if isinstance(record, Pair):
+        told += [record.chosen, record.rejected]
+        told += [getattr(record.facts, kind) for kind in facts]
+    return told
+
+
+def digest_of(rows: Iterable[Any]) -> str:
+    """sha256 of JSON values, in their order."""
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(json.dumps(row).encode() + b"\n")
+    return found.hexdigest()
 
 
 def weights_digest(reward_model: str | Path) -> str:
@@ -63,7 +100,7 @@ def base_digest(model: ModelSettings) -> str:
     Of a folder's large files parts are read that no training leaves alone, of a Hub id its commit, which a
     configuration brings with it. Raises ModelError for a Hub id that cannot be had.
     """
-    return _digest([_base(model), *map(_adapter, model.adapters)])
+    return digest_of([_base(model), *map(_adapter, model.adapters)])
 
 
 def _base(model: ModelSettings) -> Any:
@@ -116,10 +153,6 @@ def _tensors(file: BinaryIO) -> Iterator[int]:
             yield 8 + length + entry["data_offsets"][0]
 
 
-def _digest(told: Any) -> str:
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
-
-
 def check_belongs(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """Raise CheckpointError where what lies in ``folder`` was made under other ``belongings``.
 
@@ -146,9 +179,14 @@ def check_goes_on(directory: RunDir, now: dict[str, Any]) -> None:
 
 
 def check_began(directory: RunDir, now: dict[str, Any]) -> None:
-    """Write down what a run without checkpoints of ours begins with, or :func:`check_belongs` of that."""
-    file = directory.path / "began.json"
-    if file.exists():
-        check_belongs(read_json(file), now, directory.path)
-    else:
-        write_json(file, now)
+    """Write down what a run without checkpoints of ours begins with, or :func:`check_same` of that."""
+    check_same(directory.path, now)
+    if not (directory.path / BEGAN).exists():
+        write_json(directory.path / BEGAN, now)
+
+
+def check_same(output: str | Path, now: dict[str, Any]) -> None:
+    """:func:`check_belongs` of what was written down of the run in ``output``, if there is one."""
+    folder = Path(output)
+    if (folder / BEGAN).exists():
+        check_belongs(read_json(folder / BEGAN), now, folder)

@@ -18,6 +18,7 @@ from torch.utils.data import Sampler
 from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
+from align.began import check_began, lessons
 from align.checkpoint import RunDir
 from align.config import DataSettings, DpoSettings, is_hub_id
 from align.context import window
@@ -61,6 +62,7 @@ def run(settings: DpoSettings) -> Path:
             beyond the model's context.
         ModelError: the checkpoint is no multimodal model, or ``cache_features`` does not suit it.
         TrainingError: a loss or gradient that is not finite. LaunchError: one of several processes.
+        CheckpointError: the output is another run's, or it began with other pairs or another model.
     """
     one_process("dpo")
     if settings.threads:
@@ -78,6 +80,7 @@ def run(settings: DpoSettings) -> Path:
     with RunDir.create(settings.output, settings, "dpo") as run_dir:
         if run_dir.is_done:  # by another process meanwhile
             return output
+        check_began(run_dir, lessons(settings.model, pairs, held))
         rejects.write(run_dir.path / "rejects.jsonl")
         set_seed(settings.seed)
         lmm = load(settings.model)

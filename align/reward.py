@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from align.began import check_began, lessons
 from align.cards import reward_card
 from align.checkpoint import (
     RunDir,
@@ -55,7 +56,8 @@ def run(settings: RewardSettings) -> Path:
         DataError: unreadable data, nothing to train on, or records without the facts that ``facts`` asks for.
         ModelError: the checkpoint is no multimodal model. RenderError: texts longer than ``max_length``.
         RewardError: the loss is not finite, or the saved model does not score as the trained one.
-        LaunchError: this is one of several processes.
+        LaunchError: this is one of several processes. CheckpointError: the output is another run's, or it
+            began with other pairs, facts or another model.
     """
     one_process("reward")
     if settings.threads:
@@ -70,6 +72,7 @@ def run(settings: RewardSettings) -> Path:
         folder = directory.path / "reward"
         if directory.is_done:
             return folder
+        check_began(directory, lessons(settings.model, train, held, settings.facts))
         rejects.write(directory.path / "rejects.jsonl")
         log.info("%d pairs to train on, %d held out, passed over: %s", len(train), len(held), dict(skipped))
         torch.manual_seed(settings.seed)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
+from align.began import check_began, check_same, lessons
 from align.checkpoint import RunDir
 from align.config import DataSettings, SftSettings
 from align.folders import new_folder
@@ -62,6 +63,9 @@ def run(settings: SftSettings) -> Path:
     rejects = Rejects()
     examples = _read(settings.data, rejects)
     held_out = _read(settings.eval_data, rejects) if settings.eval_data else []
+    belongs = lessons(settings.model, examples, held_out)
+    if not settings.dry_run:
+        check_same(settings.output, belongs)
     set_seed(settings.seed)
     lmm = load(settings.model, trainable=settings.lora is None and "language" in settings.train_parts)
     renderer = Renderer(lmm.processor)
@@ -76,6 +80,7 @@ def run(settings: SftSettings) -> Path:
     with RunDir.create(settings.output, settings, "sft") as run_dir:
         if run_dir.is_done:  # by another process meanwhile
             return output
+        check_began(run_dir, belongs)
         rejects.write(run_dir.path / "rejects.jsonl")
         if settings.cache_features:
             keep_features(lmm, renderer, [d for d in (train_data, eval_data) if d is not None])

@@ -26,7 +26,7 @@ from align.audit import (
     measure,
     subjects_of,
 )
-from align.began import check_began, weights_digest
+from align.began import base_digest, check_began, digest_of, weights_digest
 from align.cards import LABELERS
 from align.checkpoint import CheckpointError, RunDir, progress
 from align.config import DataSettings, ModelSettings, RewardAuditSettings, RewardSettings, resolve
@@ -80,7 +80,7 @@ def run(settings: RewardAuditSettings) -> Path:
     with RunDir.create(settings.output, settings, "reward-audit") as directory:
         if directory.is_done:
             return directory.path
-        check_began(directory, {"reward model weights": weights_digest(settings.reward_model)})
+        check_began(directory, belongings(settings.reward_model, base, subjects))
         rejects.write(directory.path / "rejects.jsonl")
         parts = measured(settings, base, subjects, source, data.images, directory.path / "parts")
         rows = [row for part in parts for row in rows_of(part)]
@@ -90,6 +90,16 @@ def run(settings: RewardAuditSettings) -> Path:
         shutil.rmtree(directory.path / "parts")
         directory.done()
     return directory.path
+
+
+def belongings(reward_model: str, base: ModelSettings, subjects: Sequence[Subject]) -> dict[str, str]:
+    """What the scores follow from beside the settings."""
+    told = ([s.id, s.asked, s.responses, s.picture, s.facts.model_dump()] for s in subjects)
+    return {
+        "reward model weights": weights_digest(reward_model),
+        "weights of the reward model's base": base_digest(base),
+        "responses, pictures or facts": digest_of(told),
+    }
 
 
 def read_records(

@@ -14,7 +14,7 @@ from PIL import Image as PilImage
 from safetensors.torch import load_file
 
 from align import preference
-from align.checkpoint import RunDir
+from align.checkpoint import CheckpointError, RunDir
 from align.config import DpoSettings, LoraSettings, ModelSettings
 from align.models.lmm import Lmm, add_adapters, load
 from align.models.tiny import build_tiny_llava
@@ -323,3 +323,31 @@ def test_a_quantized_base_learns_in_full_precision(world: Path, tmp_path: Path):
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     # not one of them rounded
     assert not all(torch.equal(t, t.bfloat16().float()) for t in saved.values())
+
+
+def test_it_does_not_go_on_with_other_pairs(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file, text = tmp_path / "pairs.jsonl", (world / "pairs.jsonl").read_text()
+    data = {"path": str(file), "images": str(world / "images")}
+
+    def goes_on(text: str) -> None:
+        file.write_text(text)
+        run(settings(world, tmp_path / "run", data=data, resume=True))
+
+    def loaded(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preference, "load", loaded)
+    with pytest.raises(KeyboardInterrupt):
+        goes_on(text)
+    turned = text.replace('"overall": 1', '"overall": 0')
+    said = text.replace("red apple", "red pear")
+    shown = text.replace('"blue.png"', '"green.png"')
+    for other in (turned, said, shown, "\n".join(text.splitlines()[::-1]) + "\n"):
+        assert other != text
+        with pytest.raises(CheckpointError, match="run: was made with other records to learn from; other he"):
+            goes_on(other)
+    # what DPO does not read
+    facts = text.replace('"choices":', '"facts": {"captions": ["A cat."]}, "choices":')
+    assert facts != text
+    with pytest.raises(KeyboardInterrupt):
+        goes_on(facts)

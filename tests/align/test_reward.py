@@ -15,6 +15,7 @@ from PIL import Image as PilImage
 from safetensors.torch import load_file
 
 import align.reward_model
+from align.checkpoint import CheckpointError
 from align.config import ModelSettings, RewardSettings
 from align.launch import LaunchError
 from align.models.lmm import Lmm, load_processor
@@ -467,3 +468,42 @@ def test_one_process_only(world: Path, tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(LaunchError, match=r"reward runs in one process, and WORLD_SIZE is 2"):
         run(settings(world, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_it_does_not_go_on_with_other_records(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The model starts from weights of a folder; the records are those of a file."""
+    file, text = tmp_path / "preferences.jsonl", (world / "preferences.jsonl").read_text()
+    shutil.copytree(world / "base", tmp_path / "base")
+    data = {"path": str(file), "images": str(world / "images")}
+
+    def goes_on(text: str) -> None:
+        file.write_text(text)
+        model = {"path": str(tmp_path / "base")}
+        run(settings(world, tmp_path / "run", data=data, model=model, resume=True))
+
+    def started(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RewardModel, "start", started)
+    with pytest.raises(KeyboardInterrupt):
+        goes_on(text)
+    one, held = (next(p.id for p in pairs) for pairs in read_pairs(settings(world, tmp_path, data=data))[:2])
+
+    def changed(name: str, old: str, new: str) -> str:
+        lines = text.splitlines(keepends=True)
+        (at,) = (i for i, line in enumerate(lines) if f'"id": "{name}"' in line)
+        assert old in lines[at]
+        return "".join([*lines[:at], lines[at].replace(old, new), *lines[at + 1 :]])
+
+    for old, new in (("A cat sits.", "A dog sits."), ("cups", "pots"), ("What is in", "What is on")):
+        with pytest.raises(CheckpointError, match="was made with other records to learn from, so"):
+            goes_on(changed(one, old, new))
+        with pytest.raises(CheckpointError, match="was made with other held-out records, so"):
+            goes_on(changed(held, old, new))
+    # facts of a kind that it does not read
+    with pytest.raises(KeyboardInterrupt):
+        goes_on(changed(one, '"captions":', '"objects": ["cat"], "captions":'))
+    weights = tmp_path / "base/model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"more")
+    with pytest.raises(CheckpointError, match="was made with other model weights, so"):
+        goes_on(text)

@@ -446,3 +446,27 @@ def test_the_loss_is_the_model_s_own(any_tiny_llava: Path, colour_data: Path) ->
     assert got.keys() == wanted.keys() and len(got) > 10
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_it_does_not_go_on_with_other_conversations(
+    tiny_llava: Path, colour_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, text = tmp_path / "sft.jsonl", (colour_data / "sft.jsonl").read_text()
+    data = {"path": str(file), "images": str(colour_data)}
+
+    def goes_on(text: str, **changes: Any) -> None:
+        file.write_text(text)
+        sft.run(_settings(tiny_llava, colour_data, tmp_path / "run", data=data, resume=True, **changes))
+
+    def begins(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sft, "train", begins)
+        goes_on(text)
+    monkeypatch.setattr(sft, "load", begins)
+    for other in (text.replace("green table", "green chair"), text.split("\n", 1)[1]):
+        with pytest.raises(CheckpointError, match="run: was made with other records to learn from, so"):
+            goes_on(other)
+    with pytest.raises(KeyboardInterrupt):
+        goes_on(text)

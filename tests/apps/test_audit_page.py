@@ -284,8 +284,17 @@ def test_a_part_of_other_responses_is_refused(
     text = (tmp_path / "pairs.jsonl").read_text()
     (tmp_path / "pairs.jsonl").write_text(text.replace("It stands.", "It lies."))
     assert audit(trained, tmp_path / "run", *data, "--resume") == 2
+    assert "run: was made with other responses, pictures or facts" in capsys.readouterr().err
+    # an older version did not write down what an audit begins with
+    began = (tmp_path / "run/began.json").read_bytes()
+    (tmp_path / "run/began.json").unlink()
+    assert audit(trained, tmp_path / "run", *data, "--resume") == 2
     told = "00000000.jsonl: is of other responses or pictures than the data now holds"
     assert told in capsys.readouterr().err
+    (tmp_path / "run/began.json").write_bytes(began)
+    (tmp_path / "pairs.jsonl").write_text(text.replace('"captions": [', '"captions": ["It shines.", '))
+    assert audit(trained, tmp_path / "run", *data, "--resume") == 2
+    assert "run: was made with other responses, pictures or facts" in capsys.readouterr().err
     (tmp_path / "pairs.jsonl").write_text(text)
     monkeypatch.setattr(reward_audit, "weights_digest", lambda _: "of another run's")
     assert audit(trained, tmp_path / "run", *data, "--resume") == 2
