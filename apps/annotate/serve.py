@@ -42,7 +42,7 @@ class Address:
         ``accounts``: how many there are.
         """
         public = urlsplit(self.public or "")
-        known = public.scheme in ("http", "https") and public.path in ("", "/")
+        known = public.scheme in ("http", "https") and public.path in ("", "/") and public.netloc.isascii()
         if self.public is not None and not known:
             mend = "give it like https://labels.example.org"
             raise StoreError(f"{self.public!r} is no address of a site; {mend}")
@@ -58,16 +58,17 @@ class Address:
             mend = "give --certificate and --key, or --public-url https://..., or --plain-http"
             raise StoreError(f"{rule}; {mend}")
 
-    def site(self, port: int) -> Site:
+    def site(self) -> Site:
         """The same for the checks of requests."""
-        secure = self.certificate is not None or urlsplit(self.public or "").scheme == "https"
-        origin = self.public.rstrip("/") if self.public else None
+        here = Site().hosts or frozenset()
         if self.public:
-            names = {urlsplit(self.public).hostname or "", *(Site().hosts or ())}
-            return Site(secure, origin, frozenset(names))
-        if is_loopback(self.host):
-            return Site(secure, origin, (Site().hosts or frozenset()) | {self.host})
-        return Site(secure, origin, None)
+            public = urlsplit(self.public)
+            # as browsers write it
+            place = public.netloc.lower().removesuffix(":443" if public.scheme == "https" else ":80")
+            origin = f"{public.scheme}://{place}"
+            return Site(public.scheme == "https", origin, here | {public.hostname or ""})
+        names = here | {self.host} if is_loopback(self.host) else None
+        return Site(self.certificate is not None, None, names)
 
     def url(self, port: int) -> str:
         """What to type into a browser."""
@@ -95,7 +96,7 @@ def serve(
     address.check(service.accounts.count())
     listener = _listen(address)
     port = listener.getsockname()[1]
-    site = address.site(port)
+    site = address.site()
     app = create_app(service, site)
     if with_pages is not None:
         app = with_pages(app, service, site)

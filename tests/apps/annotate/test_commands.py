@@ -25,6 +25,7 @@ from apps.annotate.simulate import Person, of_world, run, serving
 from apps.annotate.store import open_store
 from apps.annotate.tables import users
 from apps.annotate.training import is_store
+from apps.annotate.web import Site
 from data.jsonl import read_json, read_records, write_records
 from data.schema import Preference
 from tests.apps.annotate.conftest import PASSWORD, MakeProject, Project, pair
@@ -142,8 +143,9 @@ def test_where_it_may_be_served() -> None:
         open_.check(1)
     with pytest.raises(StoreError, match="goes with its key"):
         Address(certificate=Path("c.pem")).check(1)
-    with pytest.raises(StoreError, match="no address of a site"):
-        Address(public="labels.example.org").check(1)
+    for odd in ("labels.example.org", "https://a.org/labels", "https://grüße.example"):
+        with pytest.raises(StoreError, match="no address of a site"):
+            Address(public=odd).check(1)
     for fine in (
         Address("0.0.0.0", **files),
         Address("0.0.0.0", plain=True),
@@ -151,9 +153,12 @@ def test_where_it_may_be_served() -> None:
     ):
         fine.check(1)
     assert Address(public="https://a.org/").url(1) == "https://a.org"
-    site = Address(public="https://a.org/").site(7861)
-    assert site.secure and site.origin == "https://a.org" and "a.org" in (site.hosts or ())
-    assert Address("::1").url(80) == "http://[::1]:80" and not Address().site(1).secure
+    for written in ("https://a.org/", "HTTPS://A.org:443"):
+        site = Address(public=written).site()
+        assert site.secure and site.origin == "https://a.org" and "a.org" in (site.hosts or ())
+    assert Address(public="http://a.org:8080").site() == Site(False, "http://a.org:8080", site.hosts)
+    assert Address("0.0.0.0", **files).site() == Site(True, None, None)
+    assert Address("::1").url(80) == "http://[::1]:80" and not Address().site().secure
 
 
 def test_serving_elsewhere_without_accounts_is_refused(

@@ -109,7 +109,7 @@ def test_names_that_are_none_are_refused(project: Project) -> None:
 
 def test_pages_behind_a_proxy_name_the_sites_own_address(project: Project) -> None:
     """Whether the proxy passes the host on or not, and says that it ended TLS or not."""
-    site = Address(public="https://labels.example.org").site(7861)
+    site = Address(public="https://labels.example.org").site()
     app = with_pages(create_app(project.service, site), project.service, site)
     http = TestClient(app, base_url="http://127.0.0.1:7861")
     claims = {"X-Forwarded-Proto": "http", "X-Forwarded-Host": "evil.example"}
