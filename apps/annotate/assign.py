@@ -158,9 +158,9 @@ def next_pair(
         if me.qualification == "failed":
             return NoTask("failed")
         answered = settled_of(connection, user, test)
-        for n in test:
-            if n not in answered:
-                return _lease(connection, user, n, rules, now, rng)
+        for item in test:
+            if item not in answered:
+                return _lease(connection, user, item, rules, now, rng)
         # the rules ask for fewer items now, and those are answered
         if grade(connection, user, rules, secret) == "failed":
             return NoTask("failed")

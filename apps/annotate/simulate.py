@@ -118,8 +118,8 @@ class Client:
             if not kind.startswith("application/json"):
                 rule = f"{found.url}: status {found.status_code}, and no answer of the annotation app"
                 raise StoreError(f"{rule}; give the address that align annotate serve prints")
-            error = found.json().get("error", {})
-            raise Refusal(found.status_code, error.get("code", ""), error.get("message", found.text[:200]))
+            told = found.json().get("error", {})
+            raise Refusal(found.status_code, told.get("code", ""), told.get("message", found.text[:200]))
         return found
 
 
