@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from sqlalchemy import select
 
 from apps.annotate.pages import with_pages
 from apps.annotate.server import create_app
+from apps.annotate.tables import assignments, events, pairs
 from apps.annotate.web import Site
 from tests.apps.annotate.conftest import PASSWORD, Project
 
@@ -22,8 +24,10 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-
-
+#: a response that must stay a text
+HOSTILE = (
+    "<img src=x onerror='window.hit=1'><script>window.hit=1</script> **bold** [x](javascript:hit=1) &lt;b&gt;"
+)
 #: colours as they are seen: over their backgrounds, with the opacity of all that they are in
 FAINT = """() => {
   const parts = (color) => color.match(/[\\d.]+/g).map(Number);
@@ -111,3 +115,57 @@ class Visit:
         """Nothing went wrong in the page, and it asked nobody else."""
         assert self.faults == []
         assert {url for url in self.asked if not url.startswith((self.url + "/", "data:", "blob:"))} == set()
+
+
+# --- the labeler's page ---
+
+
+@contextmanager
+def visiting(browser: Browser, project: Project, **more: Any) -> Iterator[Visit]:
+    """Somebody at the project's page; at the end, nothing has gone wrong there."""
+    with served(project) as url:
+        visit = Visit(browser, url, **more)
+        yield visit
+        visit.check()
+        visit.context.close()
+
+
+def texts(page: Page) -> tuple[str, str]:
+    """Responses A and B as they are shown."""
+    first, second = (page.text_content(f".passage[data-side={side}]") for side in "AB")
+    assert first is not None and second is not None
+    return first, second
+
+
+def press(page: Page, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def submit(page: Page, *keys: str) -> None:
+    """Answer by keys and Enter, and wait until the next thing is shown."""
+    mark = page.evaluate_handle("document.querySelector('.task')")
+    press(page, *keys, "Enter")
+    page.wait_for_function("old => !old.isConnected", arg=mark)
+
+
+def chosen(page: Page) -> list[str]:
+    """The choices that are shown as made."""
+    return [
+        one.get_attribute("data-value") or ""
+        for one in page.query_selector_all("[aria-checked=true][data-group]")
+    ]
+
+
+def log(project: Project, standing: bool = False) -> list[Any]:
+    """The store's events, or those alone that stand, with the record and the pair's key."""
+    query = select(events, pairs.c.record, pairs.c.key).join(pairs, pairs.c.n == events.c.pair_n)
+    if standing:
+        query = query.join(assignments, assignments.c.event_id == events.c.id)
+    with project.service.store.read() as connection:
+        return list(connection.execute(query.order_by(events.c.id)))
+
+
+def marked(page: Page, passage: str) -> list[str]:
+    """The marked texts, in order."""
+    return page.locator(f"{passage} mark").all_text_contents()

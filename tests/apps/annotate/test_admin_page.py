@@ -13,15 +13,12 @@ import pytest
 
 from apps.annotate.exports import export
 from apps.annotate.results import Answers, Task
-from tests.apps.annotate.browsers import Visit, served
+from tests.apps.annotate.browsers import HOSTILE, Visit, served
 from tests.apps.annotate.conftest import PASSWORD, MakeProject, Project, pair
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-HOSTILE = (
-    "<img src=x onerror='window.hit=1'><script>window.hit=1</script> **bold** [x](javascript:hit=1) &lt;"
-)
 TABS = ("overview", "labelers", "agreement", "bias", "disagreements", "export")
 
 

@@ -1,43 +1,30 @@
-"""The labeler's page in a headless browser: a first session by keyboard, marks, and what may go wrong."""
+"""The labeler's page in a headless browser: a first session by keyboard, and what may go wrong."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 from sqlalchemy import select
 
-from apps import cli
 from apps.annotate.accounts import IDLE
 from apps.annotate.admin_api import invitation_path
 from apps.annotate.demo import make
 from apps.annotate.imports import Wish, import_pairs
-from apps.annotate.marks import sentences
 from apps.annotate.pages import guide
 from apps.annotate.results import SKIP_REASONS
-from apps.annotate.tables import assignments, events, pairs
+from apps.annotate.tables import assignments
 from data.convert import Source
-from data.errors import DataError
 from data.jsonl import read_records
 from data.schema import HALLUCINATION, Image, Preference
-from data.world.language import mentioned
-from tests.apps.annotate.browsers import Visit, served
-from tests.apps.annotate.conftest import PASSWORD, MakeProject, Project, pair
+from tests.apps.annotate.browsers import Visit, chosen, log, press, submit, texts, visiting
+from tests.apps.annotate.conftest import MakeProject, Project, pair
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
-
-HOSTILE = (
-    "<img src=x onerror='window.hit=1'><script>window.hit=1</script> **bold** [x](javascript:hit=1) &lt;b&gt;"
-)
-#: faces and flags of one, two and eight code points; right to left; combining marks; two lines
-ASTRAL = "😀 A 🐈‍⬛ sits here. مرحبا يا قطة. Zwei 👩‍👩‍👧 am Café?\nThe 🇳🇱 flag is 𝒃lue."
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="module")
@@ -57,52 +44,6 @@ def of_world(world: dict[str, Path], make_project: MakeProject) -> Project:
     project.service.images = world["world"]
     project.service.set_rules({"qualification": 2, "pass_mark": 2})
     return project
-
-
-@contextmanager
-def visiting(browser: Browser, project: Project, **more: Any) -> Iterator[Visit]:
-    """Somebody at the project's page; at the end, nothing has gone wrong there."""
-    with served(project) as url:
-        visit = Visit(browser, url, **more)
-        yield visit
-        visit.check()
-        visit.context.close()
-
-
-def texts(page: Page) -> tuple[str, str]:
-    """Responses A and B as they are shown."""
-    first, second = (page.text_content(f".passage[data-side={side}]") for side in "AB")
-    assert first is not None and second is not None
-    return first, second
-
-
-def press(page: Page, *keys: str) -> None:
-    for key in keys:
-        page.keyboard.press(key)
-
-
-def submit(page: Page, *keys: str) -> None:
-    """Answer by keys and Enter, and wait until the next thing is shown."""
-    mark = page.evaluate_handle("document.querySelector('.task')")
-    press(page, *keys, "Enter")
-    page.wait_for_function("old => !old.isConnected", arg=mark)
-
-
-def chosen(page: Page) -> list[str]:
-    """The choices that are shown as made."""
-    return [
-        one.get_attribute("data-value") or ""
-        for one in page.query_selector_all("[aria-checked=true][data-group]")
-    ]
-
-
-def log(project: Project, standing: bool = False) -> list[Any]:
-    """The store's events, or those alone that stand, with the record and the pair's key."""
-    query = select(events, pairs.c.record, pairs.c.key).join(pairs, pairs.c.n == events.c.pair_n)
-    if standing:
-        query = query.join(assignments, assignments.c.event_id == events.c.id)
-    with project.service.store.read() as connection:
-        return list(connection.execute(query.order_by(events.c.id)))
 
 
 def said(row: Any) -> tuple[str | None, str | None]:
@@ -166,105 +107,6 @@ def test_a_first_session_by_keyboard(browser: Browser, of_world: Project, world:
             assignments.c.state == "leased", assignments.c.expires > of_world.clock.now
         )
         assert connection.execute(held).all() == []  # given back
-
-
-def test_marks_of_hostile_and_astral_texts(browser: Browser, make_project: MakeProject) -> None:
-    project = make_project(0)
-    project.add([pair("x", texts=(HOSTILE, ASTRAL))])
-    project.user("ann")
-    with visiting(browser, project) as visit:
-        page = visit.work("ann")
-        shown = texts(page)
-        assert sorted(shown) == sorted((HOSTILE, ASTRAL))
-        astral = ".passage[data-side={}]".format("AB"[shown.index(ASTRAL)])
-        hostile = ".passage[data-side={}]".format("AB"[shown.index(HOSTILE)])
-        # by click: the second sentence; by drag: a word, from within it; by double click: another one
-        page.click(f"{astral} [data-sentence='1']")
-        drag(page, astral, "lag")
-        page.dblclick(f"{astral} [data-sentence='2']", position=place(page, astral, "Café"))
-        assert marked(page, astral) == ["مرحبا يا قطة.", "Café", "flag"]
-        # a click on a mark takes it away, and nothing else
-        page.click(f"{astral} mark >> nth=1")
-        assert marked(page, astral) == ["مرحبا يا قطة.", "flag"]
-        # by keyboard: from A's first sentence to the hostile text's only one
-        press(page, "m")
-        for _ in range(len(sentences(shown[0])) if hostile.endswith("B]") else 0):
-            press(page, "ArrowDown")
-        press(page, "Space")
-        assert marked(page, hostile) == [HOSTILE]
-        assert page.locator(f"{hostile} :is(img, script, b, strong, a)").count() == 0
-        submit(page, "3", "1")
-        press(page, "u")
-        page.wait_for_selector("mark")
-        assert marked(page, astral) == ["مرحبا يا قطة.", "flag"] and marked(page, hostile) == [HOSTILE]
-        assert page.evaluate("window.hit") is None
-    row = log(project)[0]
-    place_of = ASTRAL.index("flag")
-    second = sentences(ASTRAL)[1]
-    assert json.loads(row.marks) == [[0, 0, len(HOSTILE)], [1, *second], [1, place_of, place_of + 4]]
-
-
-def marked(page: Page, passage: str) -> list[str]:
-    """The marked texts, in order."""
-    return page.locator(f"{passage} mark").all_text_contents()
-
-
-def box(page: Page, passage: str, words: str) -> dict[str, float]:
-    """Where words of one text node stand on the screen."""
-    script = """([passage, words]) => {
-      const walk = document.createTreeWalker(document.querySelector(passage), NodeFilter.SHOW_TEXT);
-      while (!walk.nextNode().data.includes(words));
-      const range = document.createRange(), at = walk.currentNode.data.indexOf(words);
-      range.setStart(walk.currentNode, at); range.setEnd(walk.currentNode, at + words.length);
-      const {left, top, width, height} = range.getBoundingClientRect();
-      return {left, top, width, height};
-    }"""
-    return page.evaluate(script, [passage, words])
-
-
-def place(page: Page, passage: str, words: str) -> Any:
-    """The same, measured from the sentence that holds them."""
-    found = box(page, passage, words)
-    sentence = page.locator(f"{passage} [data-sentence]", has_text=words).bounding_box()
-    assert sentence is not None
-    return {
-        "x": found["left"] + found["width"] / 2 - sentence["x"],
-        "y": found["top"] + found["height"] / 2 - sentence["y"],
-    }
-
-
-def drag(page: Page, passage: str, words: str) -> None:
-    """Select words with the mouse."""
-    found = box(page, passage, words)
-    middle = found["top"] + found["height"] / 2
-    page.mouse.move(found["left"] + 1, middle)
-    page.mouse.down()
-    page.mouse.move(found["left"] + found["width"] - 1, middle, steps=4)
-    page.mouse.up()
-
-
-def test_words_are_marked_by_touch(browser: Browser, project: Project) -> None:
-    project.user("ann")
-    phone = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}
-    with visiting(browser, project, **phone) as visit:
-        page = visit.work("ann")
-        first = texts(page)[0]
-        page.tap(".picture + .talk h3")
-        # as a long touch selects
-        page.evaluate("""() => {
-          const text = document.querySelector(".passage[data-side=A] .sentence").firstChild;
-          getSelection().setBaseAndExtent(text, 3, text, 4); // "red" from within
-        }""")
-        page.tap("text=Mark selected words")
-        assert marked(page, ".passage[data-side=A]") == ["red"]
-        page.wait_for_selector("text=Mark selected words", state="hidden")
-        page.tap("mark")
-        assert marked(page, ".passage[data-side=A]") == []
-        page.tap(".passage[data-side=A] .sentence")
-        page.tap("text=B has fewer")
-        page.tap("text=Submit")
-        page.wait_for_selector("text=1 vote")
-    assert json.loads(log(project)[0].marks)[0][1:] == [0, len(first)]
 
 
 def test_a_vote_whose_answer_is_lost_is_kept_once(browser: Browser, project: Project) -> None:
@@ -528,93 +370,3 @@ def test_zoom_and_pictures_that_do_not_show(browser: Browser, make_project: Make
         press(page, "Enter")
         page.wait_for_selector("text=All done")
     assert [row.reason for row in log(project)] == [None, "image"]
-
-
-def test_a_projects_own_instructions_are_text(browser: Browser, project: Project) -> None:
-    project.user("ann")
-    own = f"# Read *this*\n\n- one **two**\n- {HOSTILE}\n\n1. first\n\nA_snake_case `<i>` word\n<b>no</b>\n"
-    title = '<b>Birds</b> & "bees"'
-    project.service.set_title(title)
-    with served(project, own) as url:
-        assert httpx.get(f"{url}/api/guide").status_code == 401
-        visit = Visit(browser, url)
-        visit.page.goto(url)
-        visit.page.wait_for_selector(f"form >> text={title}")
-        visit.sign_in("ann")
-        page = visit.page
-        page.wait_for_selector("dialog.guide .own")
-        assert page.text_content(".brand") == title and page.title() == f"{title} · compare"
-        markup = page.inner_html("dialog.guide .own")
-        assert "<h2>Read <em>this</em></h2><ul><li>one <strong>two</strong></li>" in markup
-        assert (
-            "<ol><li>first</li></ol><p>A_snake_case <code>&lt;i&gt;</code> word &lt;b&gt;no&lt;/b&gt;</p>"
-            in markup
-        )
-        assert page.locator(".own :is(img, script, b, i, a)").count() == 0
-        assert page.evaluate("window.hit") is None
-        press(page, "Escape")
-        page.wait_for_selector(".task")
-        # once read, they do not come again; what was chosen and marked is still there
-        shown = texts(page)
-        page.click(".passage[data-side=B] .sentence")
-        press(page, "2")
-        page.reload()
-        page.wait_for_selector("mark")
-        assert page.locator("dialog").count() == 0
-        assert texts(page) == shown and chosen(page) == ["B"]
-        assert marked(page, ".passage[data-side=B]") == [shown[1]]
-        visit.check()
-        visit.context.close()
-
-
-def test_instructions_that_cannot_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "rules.md"
-    for data in (b"x" * (guide.MOST + 1), b"\xff\xfe", b" \n", b"a\0b"):
-        file.write_bytes(data)
-        with pytest.raises(DataError, match="--instructions"):
-            guide.read_instructions(file)
-    file.write_text("\ufeffgrüße")
-    assert guide.read_instructions(file) == "grüße"
-    store = f"sqlite:///{tmp_path / 'votes.db'}"
-    missing = str(tmp_path / "none.md")
-    assert cli.main(["annotate", "serve", "--store", store, "--data", "x", "--instructions", missing]) != 0
-    assert "none.md" in capsys.readouterr().err and not (tmp_path / "votes.db").exists()
-
-
-def test_worked_examples_are_as_they_say() -> None:
-    for example in guide.EXAMPLES:
-        wrong = []
-        for text in example.texts:
-            parts = guide.pieces(text)
-            assert "".join(part for part, _ in parts) == text.replace("[[", "").replace("]]", "")
-            wrong.append(sum(false for _, false in parts))
-            true = " ".join(part for part, false in parts if not false)
-            assert set(mentioned(true)) <= set(example.scene.objects), text
-        told = "tie" if wrong[0] == wrong[1] else "AB"[wrong[1] < wrong[0]]
-        assert example.hallucination == told and (example.helpfulness is None) == (told != "tie")
-    assert guide.guide(None)["version"] != guide.guide("own")["version"]
-
-
-def test_gradio_offers_nothing_but_the_page(project: Project) -> None:
-    project.user("ann")
-    with served(project) as url, httpx.Client(base_url=url) as http:
-        page = http.get("/")
-        assert page.status_code == 200 and "connect-src 'self'" in page.headers["content-security-policy"]
-        assert "unsafe-eval" not in page.headers["content-security-policy"]
-        for path in (
-            "gradio_api/info", "gradio_api/openapi.json", "gradio_api/file=/etc/passwd", "nothing",
-            "gradio_api/heartbeat/x", "gradio_api/queue/data", "gradio_api/proxy=http://127.0.0.1/",
-            "monitoring", "api/nothing", "admin/gradio_api/info",
-        ):  # fmt: skip
-            assert http.get(f"/{path}").status_code == 404, path
-        for path in (
-            "gradio_api/upload",
-            "gradio_api/queue/join",
-            "gradio_api/run/predict",
-            "login",
-            "",
-            "admin/",
-        ):
-            assert http.post(f"/{path}", files={"files": b"x"}).status_code in (404, 405), path
-        login = {"name": "ann", "password": PASSWORD}
-        assert http.post("/api/login", json=login).json()["user"]["name"] == "ann"
