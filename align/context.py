@@ -13,6 +13,7 @@ from align.meta import read_config
 from align.models.lmm import load_processor
 from align.render import Renderer
 from align.reward_model import RewardInfo, read_info
+from align.template import times_read
 from data.schema import Facts, Message, Prompt
 
 #: kinds of rope scaling whose factor counts from ``max_position_embeddings``; other kinds have it in there
@@ -65,7 +66,7 @@ def check_context(settings: PpoSettings | GroupSettings | BestOfSettings, prompt
         renderer = Renderer(load_processor(model))
         lengths = _asked(renderer, prompts) if reads is None else _judged(renderer, prompts, reads)
         longest = max(range(len(prompts)), key=lambda i: lengths[i])
-        times = 1 if reads is None else 1 + reads.template.count("{response}")
+        times = 1 if reads is None else times_read(reads.template)
         name = f"prompt {prompts[longest].id!r}"
         if reads is not None:
             name += " with what the reward model reads behind it"

@@ -30,6 +30,7 @@ from align.models.build import ModelError
 from align.models.lmm import Lmm, ScalarHead
 from align.models.quantized import quantization
 from align.reward_model import ADAPTER, find_reward, read_info, same_base
+from align.template import times_read
 
 META = torch.device("meta")
 
@@ -41,11 +42,14 @@ class Judge:
     model: ModelSettings
     #: its adapter: the settings of a recipe, or a folder with PEFT's adapter_config.json
     adapter: LoraSettings | Path
+    #: how often it reads the response: :func:`align.template.times_read`
+    times_read: int = 1
 
     @classmethod
     def read(cls, path: str | Path) -> Judge:
         """Of a finished reward run. Raises RewardError where there is none."""
-        return cls(read_info(path).model, find_reward(path))
+        info = read_info(path)
+        return cls(info.model, find_reward(path), times_read(info.template))
 
 
 @dataclass

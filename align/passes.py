@@ -47,7 +47,7 @@ class Lengths:
     #: one picture
     image: int
     response: int
-    #: what the reward model reads behind the response: its question and the facts
+    #: what the reward model reads behind the response: its question, facts, perhaps the response again
     judged: int
 
     @property

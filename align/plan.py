@@ -72,7 +72,8 @@ class Planner:
 
     judge: Judge
     processes: int = 1
-    #: tokens of a prompt's text, and of what the reward model reads behind a response
+    #: tokens of a prompt's text, and of the question and the facts that the reward model reads behind a
+    #: response
     prompt: int = 128
     judged: int = 192
     #: tokens of a picture; None takes LLaVA's cells, or what another configuration says
@@ -89,9 +90,14 @@ class Planner:
         build = self._build(settings)
         lengths = self._lengths(settings, build)
         check_window(settings.model.path, unwrap(build.model).config, lengths.asked, lengths.response)
-        if build.reward is not None:
-            more = lengths.asked + self.judged
-            check_window(self.judge.model.path, unwrap(build.reward).config, more, lengths.response)
+        check_window(
+            self.judge.model.path,
+            unwrap(build.reward or build.model).config,
+            lengths.asked + self.judged,
+            lengths.response,
+            "a prompt with what the reward model reads behind it",
+            self.judge.times_read,
+        )
         return Plan(
             roles=tuple(self._roles(settings, build)),
             training=tuple(_training(build, settings)),
@@ -110,7 +116,9 @@ class Planner:
 
     def _lengths(self, settings: PpoSettings, build: Build) -> Lengths:
         image = self.image or _image_tokens(build.model) or 576
-        return Lengths(self.prompt, image, settings.generate.max_new_tokens, self.judged)
+        response = settings.generate.max_new_tokens
+        again = (self.judge.times_read - 1) * response
+        return Lengths(self.prompt, image, response, self.judged + again)
 
     def _roles(self, settings: PpoSettings, build: Build) -> Iterator[Part]:
         """Weights by role."""

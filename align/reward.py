@@ -39,6 +39,7 @@ from align.reward_model import RewardError as RewardError
 from align.reward_model import RewardInfo, ScoreItem, attach, load_head, read_info
 from align.reward_model import RewardModel as RewardModel
 from align.schedule import lr_factor, step_seed, stream
+from align.template import times_read
 from data.jsonl import Rejects, read_json, write_json
 from data.load import load
 from data.schema import Preference
@@ -294,8 +295,7 @@ def _characters(pair: Pair, info: RewardInfo) -> int:
     """About how long the longer of a pair's texts is."""
     facts = info.facts_of(pair.id, pair.facts, 0) or ""
     asked = sum(len(message.content) for message in pair.messages)
-    answers = 1 + info.template.count("{response}")
-    return asked + len(facts) + answers * max(len(pair.chosen), len(pair.rejected))
+    return asked + len(facts) + times_read(info.template) * max(len(pair.chosen), len(pair.rejected))
 
 
 def evaluate(model: RewardModel, held: list[Pair], settings: RewardSettings) -> PairReport:

@@ -46,6 +46,11 @@ def check_template(template: str, facts: Sequence[str] = ()) -> None:
         )
 
 
+def times_read(template: str) -> int:
+    """How often a model reads the response: as a turn, and where its template repeats it."""
+    return 1 + template.count("{response}")
+
+
 def facts_text(
     facts: Facts, kinds: Sequence[FactKind], max_facts: Mapping[FactKind, int], rng: random.Random
 ) -> str | None:

@@ -76,6 +76,7 @@ def find_judge(
         ConfigError: no such recipe. RewardError: a reward model that is damaged.
     """
     from align.meta import Judge
+    from align.template import REWARD_TEMPLATE, times_read
 
     named = None
     if recipe is not None:
@@ -83,7 +84,7 @@ def find_judge(
     elif (found := _shipped(settings.reward_model)) and not _is_there(settings.reward_model):
         named, source = _recipe(found), f"not trained yet; as the shipped recipe {found} trains it"
     if named is not None:
-        judge = Judge(named.model, named.lora)
+        judge = Judge(named.model, named.lora, times_read(named.template or REWARD_TEMPLATE))
     elif _is_there(settings.reward_model):
         judge, source = Judge.read(settings.reward_model), f"as in {settings.reward_model}"
     else:

@@ -277,6 +277,30 @@ def test_rows_longer_than_the_context(world: Path) -> None:
         planner(world).plan(too_long)
 
 
+def test_a_response_that_the_template_repeats(world: Path, tmp_path: Path) -> None:
+    """It is in the plan's pass, and must fit the context, on a shared base too."""
+    info = RewardInfo(
+        model=ModelSettings(path=str(world / "base"), device="cpu"), template="{response}, {response}?"
+    )
+    RewardModel.start(info, LoraSettings(r=4)).save(tmp_path / "reward", "")
+    judge = Judge.read(tmp_path / "reward")
+    assert (judge.times_read, Judge.read(world / "reward").times_read) == (3, 1)
+    once = replace(planner(world), judge=Judge.read(world / "reward"))
+    plan = replace(once, judge=judge).plan(settings(world))
+    same = replace(once, judged=30 + 2 * 40).plan(settings(world))
+    assert plan.lengths.judged == 110
+    for name in ("scoring: reward model", "scoring: values"):
+        assert phase(plan, name).bytes == phase(same, name).bytes
+    assert phase(plan, "scoring: reward model").bytes > phase(once.plan(settings(world)), name).bytes
+    # 20 and 4 of the prompt, 30 of the question: 512 - 54 = 458 for three times the response
+    fits, beyond = ({"max_new_tokens": n, "batch_size": 8} for n in (152, 153))
+    replace(once, judge=judge).plan(settings(world, generate=fits))
+    words = r"what the reward model reads behind it takes 54 .*which is read 3 times; .* at most 152,"
+    with pytest.raises(PpoError, match=words):
+        replace(once, judge=judge).plan(settings(world, generate=beyond))
+    once.plan(settings(world, generate=beyond))
+
+
 def test_notes(world: Path) -> None:
     one = planner(world)
     bits = {"path": str(world / "base"), "device": "cpu", "bits": 8, "adapter": "owner/sft"}

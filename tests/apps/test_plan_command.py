@@ -185,6 +185,8 @@ def test_the_reward_model_is_found(tiny: Path, tmp_path: Path, monkeypatch: pyte
     judge, source = plan_command.find_judge(settings, "world/reward", str(tiny))
     assert source == f"as world/reward trains it, on {tiny}"
     assert judge.adapter == resolve(RewardSettings, RECIPES / "world/reward.yaml").lora
+    # its template repeats the response
+    assert judge.times_read == 2
 
 
 def test_mistakes_stop_with_the_mend(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
