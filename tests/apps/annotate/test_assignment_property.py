@@ -48,6 +48,7 @@ class Labelling(RuleBasedStateMachine):
         self.service = Service(self.store, clock=self.clock, cost=CHEAP)
         self.service.set_rules({"qualification": 0, "pass_mark": 0, "gold_every": 6, "lease": LEASE})
         self.users = {name: self.service.accounts.add(name, PASSWORD) for name in LABELERS}
+        self.admin = self.service.accounts.add("root", PASSWORD, "admin")
         #: pairs that each labeler's tabs show: some are stale
         self.tabs: dict[str, list[str]] = {name: [] for name in LABELERS}
         self.tokens = 0
@@ -89,6 +90,16 @@ class Labelling(RuleBasedStateMachine):
     def closes_the_tab(self, name: str) -> None:
         self.service.release(self.users[name])
 
+    @rule(name=who, last=st.booleans())
+    def an_admin_decides(self, name: str, last: bool) -> None:
+        if not self.tabs[name]:
+            return
+        try:
+            key = self.tabs[name][-1 if last else 0]
+            self.service.adjudicate(self.admin, key, 0, None, self.token())
+        except Refused as error:
+            assert error.code == "not_found"  # a gold item
+
     @rule(seconds=st.sampled_from([LEASE / 2, LEASE]))
     def time_passes(self, seconds: float) -> None:
         self.clock.now += seconds
@@ -124,12 +135,14 @@ class Labelling(RuleBasedStateMachine):
         for row in counted:
             assert row.votes == voted[row.n]
             assert voted[row.n] + held[row.n] <= row.wanted
-            assert row.open == (row.votes < row.wanted)
+            assert row.open == (row.votes < row.wanted and row.adjudicated is None)
         assert max(Counter(row.user_id for row in leases).values(), default=0) <= 1
         # the log, read from its beginning, says what stands
         stands: dict[tuple[int, int], tuple[str, int]] = {}
         for entry in log:
             place = (entry.user_id, entry.pair_n)
+            if entry.kind == "adjudicate":
+                continue
             if entry.kind == "undo":
                 assert stands.pop(place)[1] == entry.of_event
             else:
