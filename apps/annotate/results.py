@@ -110,7 +110,7 @@ class Progress:
     qualification: str | None
     test_answered: int
     test_items: int
-    #: work pairs with all their votes, or decided; and all work pairs
+    #: work pairs with all their votes, or decided (in steps, where there are gold items); and all work pairs
     pairs_done: int
     pairs: int
 

@@ -46,6 +46,8 @@ T = TypeVar("T")
 SIDES: tuple[Side, Side] = ("A", "B")
 #: of a project without one of its own, and the most characters of one
 TITLE, LONGEST_TITLE = "align", 60
+#: in which labelers are told of the project's progress, where there are gold items
+_STEPS = 20
 #: longest time a browser may tell, in seconds
 _LONGEST = 7 * 86400.0
 
@@ -227,6 +229,10 @@ class Service:
             test = assign.test_items(connection, user.id, self.rules, self._secret)
             counted = select(func.count(), func.sum(pairs.c.open)).where(pairs.c.role == assign.WORK)
             total, still = connection.execute(counted).one()
+            done, step = total - int(still or 0), 1
+            if connection.scalar(select(pairs.c.n).where(pairs.c.role == assign.GOLD).limit(1)) is not None:
+                # a vote that ends no pair where others do would tell the gold items
+                step = -(-total // _STEPS)
             return Progress(
                 votes=me.votes,
                 skips=me.skips,
@@ -234,7 +240,7 @@ class Service:
                 qualification=me.qualification,
                 test_answered=len(assign.settled_of(connection, user.id, test)) if test else 0,
                 test_items=len(test),
-                pairs_done=total - int(still or 0),
+                pairs_done=done if done == total else done - done % step,
                 pairs=total,
             )
 

@@ -414,6 +414,19 @@ def test_progress(make_project: MakeProject) -> None:
     assert (found.votes, found.pairs_done, found.pairs, found.test_items) == (1, 2, 3, 0)
 
 
+def test_progress_does_not_tell_gold_items(make_project: MakeProject) -> None:
+    project = make_project(100)
+    project.add([pair("g", choices={"hallucination": 0})], "gold")
+    told = []
+    for _ in range(101):
+        told.append(project.service.progress(project.user("ann")).pairs_done)
+        if not isinstance(project.service.next_task(project.user("ann")), Task):
+            break
+        project.vote("ann")
+    # twentieths, and the end
+    assert told == [k - k % 5 for k in range(101)]
+
+
 def test_a_store_reads_as_it_was_written(project: Project) -> None:
     """The records in the store are the records of the file, without what belongs to labels."""
     found = [Preference.model_validate_json(p.record) for p in rows(project, pairs)]
