@@ -188,7 +188,7 @@ def _user(service: Service, args: argparse.Namespace) -> None:
             from apps.annotate.admin_api import invitation_path
 
             made = accounts.invite(args.role, args.uses, args.days)
-            print(f"{args.url.rstrip('/')}{invitation_path(made.code)}")
+            print(f"{args.url.rstrip('/')}{invitation_path(made)}")
 
 
 def _password() -> str:

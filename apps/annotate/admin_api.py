@@ -29,7 +29,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
-from apps.annotate.accounts import Session
+from apps.annotate.accounts import Invitation, Session
 from apps.annotate.errors import invalid
 from apps.annotate.exports import LABELS, TARGETS, export
 from apps.annotate.service import Service
@@ -103,7 +103,7 @@ class AdminApi(Api):
 
         def work(_: Session) -> object:
             made = self.service.accounts.invite(body.role, body.uses, body.days)
-            return asdict(made) | {"path": invitation_path(made.code)}
+            return asdict(made) | {"path": invitation_path(made)}
 
         return await self.run(request, work, ADMIN)
 
@@ -157,9 +157,9 @@ class AdminApi(Api):
         return await self.run(request, work, ADMIN)
 
 
-def invitation_path(code: str) -> str:
+def invitation_path(made: Invitation) -> str:
     """Where an invitation leads. The code stands behind the #, so that no server and no proxy logs it."""
-    return f"/#join={code}"
+    return f"/{'admin/' if made.role == ADMIN else ''}#join={made.code}"
 
 
 def _whole(request: Request, key: str, default: int) -> int:

@@ -43,16 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
     for name, file in made.items():
         words += [f"--{name}", str(file)]
     if args.port:
-        link = f"http://127.0.0.1:{args.port}{invitation_path(_invite(store))}"
+        link = f"http://127.0.0.1:{args.port}{_invite(store)}"
         print(f"labelers come in by {link} (up to {GUESTS} within a week, once it is served)", flush=True)
     return align([*words, "--overlap", "0.5", *more])
 
 
 def _invite(url: str) -> str:
-    """The code of an invitation for labelers; the store is made if it is not there."""
+    """Where an invitation for labelers leads; the store is made if it is not there."""
     store = open_store(url, create=True)
     try:
-        return Service(store).accounts.invite("labeler", GUESTS).code
+        return invitation_path(Service(store).accounts.invite("labeler", GUESTS))
     finally:
         store.close()
 

@@ -116,7 +116,7 @@ def serve(
     def begun() -> None:
         say(f"serving {address.url(port)} (end with Ctrl-C)")
         if not service.accounts.count("admin"):
-            link = address.url(port) + invitation_path(service.accounts.invite("admin", days=1).code)
+            link = address.url(port) + invitation_path(service.accounts.invite("admin", days=1))
             say(f"the first admin comes in by {link} (once, within a day)")
 
     server = Server(config, begun)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from apps.annotate.admin_api import invitation_path
 from apps.annotate.exports import export
 from apps.annotate.results import Answers, Task
 from tests.apps.annotate.browsers import HOSTILE, Visit, served
@@ -315,11 +316,11 @@ def test_a_session_that_ends(go: Go, voted: Project) -> None:
 
 def test_before_the_first_vote(browser: Browser, make_project: MakeProject) -> None:
     project = make_project(2)
-    project.user("root", "admin")
     project.service.set_title("Birds")
+    invited = project.service.accounts.invite("admin")
     with served(project) as url:
         visit = Visit(browser, url)
-        page = enter(visit, "root")
+        page = visit.enter("root", invitation_path(invited))
         page.wait_for_selector(".ad-brand >> text=Birds")
         assert page.title() == "Overview · Birds · admin"
         page.wait_for_selector("#ad-overview .ad-tile")

@@ -187,7 +187,7 @@ def test_a_world_is_labelled_through_the_api(folder: Path) -> None:
         code = lines[0].split("#join=")[1].split()[0]
         # the admin's own invitation makes one admin, who may label too
         run(address, [Person("root", PASSWORD, code)], of_world(folder / "demo" / "world"), 8)
-    assert lines[0].startswith(f"the first admin comes in by {address}/#join=")
+    assert lines[0].startswith(f"the first admin comes in by {address}/admin/#join=")
     assert align("export", "--store", url, "out.jsonl") == 0
     found = [r for r in read_records("out.jsonl", "preference") if isinstance(r, Preference)]
     truth = {r.id: next(i for i, s in enumerate(r.responses) if s.model == "true") for r in found}

@@ -59,9 +59,9 @@ def test_a_first_session_by_keyboard(browser: Browser, of_world: Project, world:
         assert isinstance(record, Preference)
         better = record.choices[HALLUCINATION]
         right |= {response.text: k == better for k, response in enumerate(record.responses)}
-    code = of_world.service.accounts.invite("labeler", 1, 1).code
+    invited = of_world.service.accounts.invite("labeler", 1, 1)
     with visiting(browser, of_world) as visit:
-        page = visit.enter("ann", invitation_path(code))
+        page = visit.enter("ann", invitation_path(invited))
         page.wait_for_selector("dialog.guide")
         assert "join" not in page.url
         assert page.locator("dialog.guide .example").count() == len(guide.EXAMPLES)

@@ -161,7 +161,7 @@
       admin.root.replaceChildren(el("main", { class: "ad-main" }, el("div", { class: "al-note bad ad-fault", role: "alert" }, el("span", {}, align.sentence(error.message)), again)));
       return;
     }
-    if (admin.session === null) {
+    if (admin.session === null || location.hash.startsWith("#join=")) {
       align.signIn(admin.root, () => start(), said);
       return;
     }
