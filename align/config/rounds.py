@@ -7,6 +7,7 @@ writes, what it reads, on which model, and what all stages share (seed, threads,
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, model_validator
 
@@ -98,8 +99,16 @@ class LabelSettings(Settings):
             raise ValueError(
                 "simulated labelers need world, the folder of the built-in world; others take none"
             )
-        if self.store is not None and (self.by != "app" or self.file is not None):
+        if self.store is None:
+            return self
+        if self.by != "app" or self.file is not None:
             raise ValueError("store is the app's: set by to app, and leave out file")
+        if self.format is not None or self.options:
+            raise ValueError("votes come out of store as they are: leave out format and options")
+        url = urlsplit(self.store)
+        if url.password is not None or "password" in parse_qs(url.query, keep_blank_values=True):
+            # the settings are written into the run's folder, and shown
+            raise ValueError("store holds a password; leave it out, and give it by PGPASSWORD or ~/.pgpass")
         return self
 
 

@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import and_, case, select
+from sqlalchemy import and_, case, inspect, select
+from sqlalchemy.exc import DBAPIError
 
 from align.config import RoundsSettings
 from apps.annotate.assign import WORK
+from apps.annotate.errors import StoreError
 from apps.annotate.exports import records
 from apps.annotate.imports import Wish, import_pairs
-from apps.annotate.store import Store, open_store
+from apps.annotate.store import Store, open_store, parse_url, shown
 from apps.annotate.tables import pairs
 from data.convert import Source
+from data.errors import DataError
 from data.jsonl import read_records, write_records
 from data.schema import Preference
 
@@ -32,6 +35,48 @@ class Votes:
     pairs: int
     #: with all their votes, or decided by an admin
     done: int
+
+
+def resolved(store: str) -> str:
+    """A store's URL as it is from any directory, without a password. Raises StoreError."""
+    url = parse_url(store)
+    if url.get_backend_name() != "sqlite":
+        return shown(url)
+    return f"sqlite:///{Path(str(url.database)).resolve()}"
+
+
+def check_store(store: str, images: str | None) -> None:
+    """That the store can be opened, where there is one, and is of the image root ``images``; makes none.
+
+    Raises:
+        StoreError: a store that cannot be reached or opened. DataError: another image root.
+    """
+    if not _is_there(store):
+        return
+    opened = open_store(store)
+    try:
+        found = opened.setting("images")
+    finally:
+        opened.close()
+    wanted = None if images is None else str(Path(images).resolve())
+    if wanted is not None and found not in (None, wanted):
+        rule = f"the image root of {resolved(store)} is {found}, and prompts.images is {wanted}"
+        raise DataError(rule, key="labels.store", mend="name another store, or give the same root")
+
+
+def _is_there(store: str) -> bool:
+    """Whether tables lie there: an empty database becomes a store when the first samples are asked for."""
+    url = parse_url(store)
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        return False
+    opened = Store(url)
+    try:
+        return bool(inspect(opened.engine).get_table_names())
+    except DBAPIError as error:
+        reason = " ".join(str(error.orig).split())
+        raise StoreError(f"{shown(url)}: cannot be used ({reason}); check labels.store") from None
+    finally:
+        opened.close()
 
 
 def collect(settings: RoundsSettings, number: int, folder: Path) -> Votes:

@@ -14,7 +14,7 @@ from align.pairs import check_facts
 from align.reward import read_preferences
 from align.tracking import check_reports
 from apps import evaluate
-from apps.annotate.store import parse_url
+from apps.rounds.app_labels import check_store
 from apps.rounds.prompts import shares
 from apps.rounds.stages import eval_settings, ppo_settings
 from data.errors import DataError
@@ -30,8 +30,9 @@ def check(settings: RoundsSettings, prompts: Mapping[str, Sequence[Prompt]]) -> 
     """Everything that the first round, or a later one, would stop at, as far as it can be known.
 
     Raises:
-        DataError: prompts, worlds, held-out pairs or benchmarks that do not do. ModelError: models that are
-            not there. PpoError, RoundsError, TrackingError: settings that do not fit each other, or here.
+        DataError: prompts, worlds, stores, held-out pairs or benchmarks that do not do. ModelError: models
+            that are not there. StoreError: a store that cannot be opened. PpoError, RoundsError,
+            TrackingError: settings that do not fit each other, or here.
     """
     check_reports(settings.report_to)
     if settings.launch:
@@ -67,7 +68,7 @@ def check_labels(settings: RoundsSettings, prompts: Sequence[Prompt]) -> None:
             mend = "give the world folder that the pictures came from, or label by file"
             raise DataError(rule, key="labels.world", mend=mend)
     if settings.labels.store is not None:
-        parse_url(settings.labels.store)
+        check_store(settings.labels.store, settings.prompts.images)
         if settings.sample.responses != 2:
             rule = f"sample.responses is {settings.sample.responses}, and the app compares two"
             raise RoundsError(f"{rule}; set 2, or label by file")

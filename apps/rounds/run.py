@@ -28,7 +28,7 @@ import yaml
 from align.checkpoint import RunDir
 from align.config import RoundsSettings, RunSettings
 from apps import eval_report
-from apps.rounds.app_labels import collect
+from apps.rounds.app_labels import check_store, collect, resolved
 from apps.rounds.checks import RoundsError, check, program
 from apps.rounds.labels import SUMMARY, awaited_file, write_labels
 from apps.rounds.prompts import deal, read_prompts
@@ -92,7 +92,12 @@ def run(settings: RoundsSettings) -> Path | Awaited:
             return output
         if prompts is not None:
             rejects.write(output / "rejects.jsonl")
-            write_json(output / MANIFEST, {"rounds": deal(settings, prompts), "policy": None})
+            manifest = {"rounds": deal(settings, prompts), "policy": None}
+            if settings.labels.store is not None:
+                manifest["store"] = resolved(settings.labels.store)
+            write_json(output / MANIFEST, manifest)
+        elif settings.labels.store is not None:
+            check_same_store(settings)
         directory.truncate_metrics(0)
         if settings.eval is not None:
             go(settings, 0, "eval")
@@ -104,6 +109,24 @@ def run(settings: RoundsSettings) -> Path | Awaited:
         if compare(settings):
             directory.done()
     return output
+
+
+def check_same_store(settings: RoundsSettings) -> None:
+    """Raise RoundsError for another store than the rounds began with, which would ask for all votes again,
+    and what ``check_store`` raises.
+
+    Settings of the same words may name another: a relative path in another directory.
+    """
+    assert settings.labels.store is not None
+    file = Path(settings.output) / MANIFEST
+    # an older version did not write it down
+    then, now = read_json(file).get("store"), resolved(settings.labels.store)
+    if then not in (None, now):
+        raise RoundsError(
+            f"labels.store {settings.labels.store!r} is {now} from here, and the rounds began with {then}; "
+            f"start from the directory that they began in; if the store was moved, name its place in {file}"
+        )
+    check_store(settings.labels.store, settings.prompts.images)
 
 
 def go_round(settings: RoundsSettings, number: int) -> Awaited | None:

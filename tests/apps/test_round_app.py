@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ from PIL import Image as PilImage
 from align.checkpoint import RunDir
 from align.config import ConfigError, RoundsSettings, resolve
 from apps.annotate.accounts import User
+from apps.annotate.errors import StoreError
 from apps.annotate.passwords import Cost
 from apps.annotate.results import Answers, NoTask
 from apps.annotate.service import Service
 from apps.annotate.store import open_store
-from apps.rounds.app_labels import Votes, collect
+from apps.rounds import run as rounds
+from apps.rounds.app_labels import Votes, check_store, collect
+from apps.rounds.checks import RoundsError, check_labels
 from apps.rounds.labels import write_labels
 from apps.rounds.run import Awaited
 from apps.rounds.words import waiting
-from data.jsonl import read_records, write_records
-from data.schema import HALLUCINATION, Facts, Image, Message, Preference, Response
+from data.jsonl import DataError, read_json, read_records, write_json, write_records
+from data.schema import HALLUCINATION, Facts, Image, Message, Preference, Prompt, Response
 
 
 def sample(name: str) -> Preference:
@@ -176,3 +180,85 @@ def test_a_store_is_the_apps_alone(labels: str, tmp_path: Path) -> None:
     words = [f"labels.{labels.split()[0]}", *labels.split()[1:], "labels.store=sqlite:///v.db"]
     with pytest.raises(ConfigError, match="store is the app's"):
         resolve(RoundsSettings, recipe, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["labels.store=postgresql://me:secret@host/votes"], "store holds a password; leave it out"),
+        (["labels.store=postgresql://me@host/votes?password=secret"], "PGPASSWORD or ~/.pgpass"),
+        (["labels.store=sqlite:///v.db", "labels.format=llava_rlhf"], "leave out format and options"),
+        (["labels.store=sqlite:///v.db", "labels.options={a: b}"], "leave out format and options"),
+    ],
+)
+def test_what_a_store_does_not_go_with(words: list[str], told: str) -> None:
+    base = ["output=o", "model.path=m", "prompts.path=p", "labels.by=app"]
+    with pytest.raises(ConfigError) as error:
+        resolve(RoundsSettings, None, [*base, *words])
+    assert told in str(error.value)
+    # nor is it shown in what refuses it
+    assert "secret" not in str(error.value).replace(words[0], "")
+    assert resolve(RoundsSettings, None, [*base, "labels.store=postgresql://me@host/votes"]).labels.store
+
+
+def test_a_store_that_cannot_be_had_is_told_ahead_of_sampling(output: Path, tmp_path: Path) -> None:
+    prompts = [Prompt(id=f"q{i}", question="What?") for i in range(8)]
+    away = settings(output, store="postgresql://me@127.0.0.1:1/votes")
+    given = away.model_copy(update={"reward": away.reward.model_copy(update={"holdout": 0})})
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1:1/votes: cannot be used .*check labels.store"):
+        check_labels(given, prompts)
+    (tmp_path / "text.db").write_text("no database at all, but a text that is long enough" * 20)
+    with pytest.raises(StoreError, match=r"text\.db"):
+        check_store(f"sqlite:///{tmp_path}/text.db", None)
+    # one that is not there yet is made when it is needed, and not before
+    check_store(f"sqlite:///{tmp_path}/new/v.db", None)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "empty.db").touch()
+    check_store(f"sqlite:///{tmp_path}/empty.db", None)
+
+
+def test_a_store_of_other_pictures_is_told_ahead_of_sampling(output: Path) -> None:
+    given = settings(output)
+    collect(given, 1, output / "round-1")
+    store = given.labels.store
+    assert store is not None
+    check_store(store, str(output))
+    check_store(store, None)
+    with pytest.raises(DataError, match=r"labels\.store: the image root of .* prompts\.images is .*/other"):
+        check_store(store, str(output / "other"))
+
+
+def test_a_relative_store_is_the_one_that_the_rounds_began_with(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_records(output / "p.jsonl", [Prompt(id=f"q{i}", question="What?") for i in range(4)])
+    (output / "elsewhere").mkdir()
+    words = {"output": str(output / "run"), "prompts": {"path": str(output / "p.jsonl")}, "resume": True}
+    given = settings(output, store="sqlite:///votes.db").model_dump() | words
+    began: list[str] = []
+
+    def go(*_: Any) -> None:
+        began.append(os.getcwd())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rounds, "check", lambda *_: None)
+    monkeypatch.setattr(rounds, "go", go)
+
+    def start(folder: Path) -> None:
+        monkeypatch.chdir(folder)
+        rounds.run(RoundsSettings.model_validate(given))
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            start(output)
+    manifest = output / "run/rounds.json"
+    assert read_json(manifest)["store"] == f"sqlite:///{output}/votes.db"
+    with pytest.raises(
+        RoundsError, match=r"elsewhere/votes\.db from here, and the rounds began with sqlite:///"
+    ):
+        start(output / "elsewhere")
+    assert began == [str(output)] * 2 and not (output / "elsewhere/votes.db").exists()
+    # of an older version
+    write_json(manifest, {key: value for key, value in read_json(manifest).items() if key != "store"})
+    with pytest.raises(KeyboardInterrupt):
+        start(output / "elsewhere")
