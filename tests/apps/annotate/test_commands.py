@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import socket
 import sys
 import threading
 import types
@@ -14,10 +15,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import select
 
 from apps import cli
+from apps.annotate.accounts import BY_ADDRESS
 from apps.annotate.errors import StoreError
 from apps.annotate.passwords import check_password
 from apps.annotate.serve import Address
@@ -167,6 +170,27 @@ def test_serving_elsewhere_without_accounts_is_refused(
     words = ["serve", "--data", "pairs.jsonl", "--images", "images", "--host", "0.0.0.0", "--port", "0"]
     assert align(*words) == 2
     assert "no account yet" in capsys.readouterr().err
+
+
+def test_a_proxy_tells_who_asks(project: Project) -> None:
+    """Behind one, guesses are counted by the address that it adds, and no other that a client claims."""
+    project.user("root", "admin")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    place = ["--port", str(port), "--public-url", "http://labels.example.org", "--plain-http"]
+    with (
+        serving(["--store", project.url, *place]) as (address, _),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http,
+    ):
+        assert address == "http://labels.example.org"
+
+        def guess(came_from: str) -> int:
+            body = {"code": "x", "name": "eve", "password": PASSWORD}
+            return http.post("/api/join", json=body, headers={"X-Forwarded-For": came_from}).status_code
+
+        assert {guess("10.0.0.1") for _ in range(BY_ADDRESS)} == {403}
+        assert guess("10.0.0.1") == guess("10.0.0.7, 10.0.0.1") == 429
+        assert guess("10.0.0.2") == 403
 
 
 def test_a_world_is_labelled_through_the_api(folder: Path) -> None:
