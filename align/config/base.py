@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 #: the small pretrained base of the built-in world, as shipped
 WORLD_BASE = Path(__file__).parents[1] / "models" / "world_base"
@@ -94,6 +94,27 @@ class OptimSettings(Settings):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
+
+
+def _one_rate(optim: OptimSettings) -> OptimSettings:
+    if optim.part_lr:
+        raise ValueError(
+            f"part_lr {dict(optim.part_lr)} is read by SFT alone, and here an adapter of the language model "
+            "learns; leave it out, and set lr"
+        )
+    return optim
+
+
+def _every_step(log_every: int) -> int:
+    if log_every not in (1, RunSettings.model_fields["log_every"].default):
+        raise ValueError(f"{log_every} is not read: every step is logged; set it to 1, or leave it out")
+    return log_every
+
+
+#: of a stage whose adapter alone learns
+AdapterOptim: TypeAlias = Annotated[OptimSettings, AfterValidator(_one_rate)]
+#: ``log_every`` of a stage whose steps are minutes long
+EveryStep: TypeAlias = Annotated[int, AfterValidator(_every_step)]
 
 
 class RunSettings(Settings):

@@ -8,7 +8,9 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, Field, model_validator
 
 from align.config.base import (
+    AdapterOptim,
     DataSettings,
+    EveryStep,
     GenerateSettings,
     LoraSettings,
     ModelSettings,
@@ -68,7 +70,7 @@ class PpoSettings(RunSettings):
     #: image root of the pictures that the reward model sees; None = those of ``data``
     reward_images: str | None = None
     data: DataSettings
-    optim: OptimSettings = OptimSettings(lr=3e-5, warmup_steps=5)
+    optim: AdapterOptim = OptimSettings(lr=3e-5, warmup_steps=5)
     #: learning rate of the value adapter and head; None = ``optim.lr``
     value_lr: float | None = Field(None, gt=0)
     lora: LoraSettings = LoraSettings()
@@ -106,6 +108,7 @@ class PpoSettings(RunSettings):
     dump_rollouts: int = Field(8, ge=0)
     #: a step is minutes of work with a large model, and its checkpoint holds adapters alone
     save_every: int = Field(1, ge=0)
+    log_every: EveryStep = 10
 
     @model_validator(mode="after")
     def _whole_base(self) -> PpoSettings:

@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from align.config.base import (
+    AdapterOptim,
     DataSettings,
+    EveryStep,
     GenerateSettings,
     LoraSettings,
     ModelSettings,
@@ -25,7 +27,7 @@ class DpoSettings(RunSettings):
     #: pairs that are measured at the end and never learned: their own file, or this many taken from ``data``
     eval_data: DataSettings | None = None
     holdout: int = Field(0, ge=0)
-    optim: OptimSettings = OptimSettings(lr=5e-6)
+    optim: AdapterOptim = OptimSettings(lr=5e-6)
     lora: LoraSettings = LoraSettings()
     #: which annotator question decides the pairs; "preferred" = hallucination, then helpfulness
     target: str = "preferred"
@@ -78,7 +80,7 @@ class GroupSettings(RunSettings):
     #: image root of the pictures that the reward model sees; None = those of ``data``
     reward_images: str | None = None
     data: DataSettings
-    optim: OptimSettings = OptimSettings(lr=3e-5, warmup_steps=5)
+    optim: AdapterOptim = OptimSettings(lr=3e-5, warmup_steps=5)
     lora: LoraSettings = LoraSettings()
     generate: GenerateSettings = GenerateSettings()
     symbolic: SymbolicSettings = SymbolicSettings()
@@ -102,6 +104,7 @@ class GroupSettings(RunSettings):
     beta: float = Field(0.05, ge=0)
     bf16: bool = False
     gradient_checkpointing: bool = False
+    log_every: EveryStep = 10
 
     @model_validator(mode="after")
     def _multiples(self) -> GroupSettings:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from align.config.base import (
+    AdapterOptim,
     DataSettings,
     FactKind,
     GenerateSettings,
@@ -46,7 +47,7 @@ class RewardSettings(RunSettings):
     #: held-out pairs: their own file, or this many taken from ``data`` (thesis: 500)
     eval_data: DataSettings | None = None
     holdout: int = Field(500, ge=0)
-    optim: OptimSettings = OptimSettings()
+    optim: AdapterOptim = OptimSettings()
     lora: LoraSettings = LoraSettings()
     #: fact kinds shown after the response; empty = a plain reward model
     facts: list[FactKind] = []

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from align.config import (
     ConfigError,
+    DpoSettings,
     EvalSettings,
+    GrpoSettings,
     ModelSettings,
     PpoSettings,
     RewardSettings,
+    RlooSettings,
     SftSettings,
     is_hub_id,
     load_recipe,
@@ -107,9 +111,30 @@ def test_a_partial_section_keeps_the_stage_defaults() -> None:
 
 def test_class_defaults_are_not_changed_by_a_run() -> None:
     base = ["output=o", "model.path=m", "data.path=d", "reward_model=r"]
-    resolve(PpoSettings, None, [*base, "symbolic.length.general=-1", "optim.part_lr={vision: 1.0}"])
-    fresh = resolve(PpoSettings, None, base)
-    assert fresh.symbolic.length["general"] == -10.0 and fresh.optim.part_lr == {}
+    resolve(PpoSettings, None, [*base, "symbolic.length.general=-1"])
+    assert resolve(PpoSettings, None, base).symbolic.length["general"] == -10.0
+    resolve(SftSettings, None, [*base[:-1], "optim.part_lr={vision: 1.0}"])
+    assert resolve(SftSettings, None, base[:-1]).optim.part_lr == {}
+
+
+@pytest.mark.parametrize("stage", [PpoSettings, GrpoSettings, RlooSettings, DpoSettings, RewardSettings])
+def test_settings_that_a_stage_would_not_read_are_refused(stage: Any) -> None:
+    base = ["output=o", "model.path=m", "data.path=d"]
+    base += ["reward_model=r"] if "reward_model" in stage.model_fields else []
+    with pytest.raises(
+        ConfigError, match=r"'optim': part_lr \{'projector': 0\.001\} is read by SFT alone.*lr"
+    ):
+        resolve(stage, None, [*base, "optim.part_lr={projector: 1e-3}"])
+    if stage in (DpoSettings, RewardSettings):
+        assert resolve(stage, None, [*base, "log_every=5"]).log_every == 5
+        return
+    with pytest.raises(
+        ConfigError, match="'log_every': 5 is not read: every step is logged; set it to 1, or"
+    ):
+        resolve(stage, None, [*base, "log_every=5"])
+    assert resolve(stage, None, [*base, "log_every=1"]).log_every == 1
+    # what a run's own settings.yaml says of itself
+    assert stage.model_validate(resolve(stage, None, base).model_dump(mode="json")).log_every == 10
 
 
 def test_unknown_key_names_file_line_and_nearest(recipe: Path) -> None:
