@@ -139,6 +139,8 @@ def _not_there(args: argparse.Namespace) -> None:
 def stats_(args: argparse.Namespace) -> None:
     """Print the figures of a project."""
     with _open(args) as store:
+        if args.json is not None:
+            store.check_output(args.json)
         service = Service(store)
         overview, agreement = service.overview(), service.agreement(args.resamples)
         bias, labelers = service.bias(), service.labelers()

@@ -62,12 +62,13 @@ def export(
     hold them, and they are counted.
 
     Raises:
-        DataError: unknown ``labels`` or target, or no vote to write.
+        DataError: unknown ``labels`` or target, or no vote to write. StoreError: the store's own file.
     """
     if labels not in LABELS:
         raise DataError(f"unknown labels {labels!r}", key="labels", mend=f"use one of {', '.join(LABELS)}")
     if to not in TARGETS:
         raise DataError(f"no target {to!r}", key="to", mend=f"use one of {', '.join(TARGETS)}")
+    store.check_output(path)
     outcome = Exported()
     with store.read(snapshot=True) as connection:
         if strange := sorted(set(without) - set(connection.scalars(select(users.c.name)))):

@@ -91,6 +91,8 @@ def import_pairs(
     if role not in (WORK, GOLD, QUALIFICATION):
         raise DataError(f"unknown role {role!r}", key="role", mend=f"use {WORK}, {GOLD} or {QUALIFICATION}")
     wish, outcome = wish or Wish(), Imported()
+    if rejects is not None:
+        store.check_output(rejects)
     _own_images(store, source.images)
     checked = _checked(source.pairs(), role, source.images, outcome)
     records = keep(checked, limit=limit, max_bad=max_bad, strict=strict, rejects=rejects)

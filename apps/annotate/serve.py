@@ -48,6 +48,11 @@ class Address:
             raise StoreError(f"{self.public!r} is no address of a site; {mend}")
         if (self.certificate is None) != (self.key is None):
             raise StoreError("a certificate goes with its key; give both --certificate and --key")
+        for file in filter(None, (self.certificate, self.key)):
+            if not file.is_file():
+                raise StoreError(f"{file}: no such file; give PEM files for --certificate and --key")
+        if not 0 <= self.port <= 65535:
+            raise StoreError(f"there is no port {self.port}; give --port 0 (any free one) to 65535")
         if is_loopback(self.host) and self.public is None:
             return
         if not accounts:

@@ -182,6 +182,14 @@ class Store:
         with self.read() as connection:
             return get_setting(connection, name)
 
+    def check_output(self, path: Path) -> None:
+        """Raise StoreError for a file to be written that is the store itself: its votes would be gone."""
+        if not self.is_sqlite:
+            return
+        own = Path(str(self.url.database)).resolve()
+        if path.resolve() in (own, *(own.with_name(own.name + end) for end in ("-wal", "-shm", "-journal"))):
+            raise StoreError(f"{path}: is the store itself; choose another file")
+
     def close(self) -> None:
         self.engine.dispose()
 
@@ -271,12 +279,13 @@ def backup(store: Store, path: Path) -> Path:
     """Copy an SQLite store to a file while others go on writing; whole or not at all.
 
     Raises:
-        StoreError: PostgreSQL (its own tool does that), or a copy that does not check out.
+        StoreError: PostgreSQL (its own tool does that), a copy that is damaged, or the store itself.
     """
     if not store.is_sqlite:
         url = store.url.set(drivername="postgresql", password=None)
         command = f"pg_dump --format=custom --file={path} '{url}'"
         raise StoreError(f"PostgreSQL is backed up by its own tool: {command}; pg_restore reads it")
+    store.check_output(path)
     source = sqlite3.connect(str(store.url.database), timeout=BUSY)
     with contextlib.closing(source), replacing_bytes(path) as part:
         os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))

@@ -135,8 +135,36 @@ def test_bad_password_files(folder: Path, capsys: pytest.CaptureFixture[str], li
     assert words in error and f"passwords.txt:{1 + line.count(chr(10))}:" in error
 
 
-def test_where_it_may_be_served() -> None:
-    open_, files = Address("0.0.0.0"), {"certificate": Path("c.pem"), "key": Path("k.pem")}
+@pytest.mark.parametrize("name", ["votes.db", "images/../votes.db", "votes.db-wal", "link.db"])
+def test_no_command_writes_over_the_store(
+    project: Project, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """A server that runs would go on with a file that has no name any more, and its votes would be gone."""
+    project.vote("ann")
+    (project.folder / "link.db").symlink_to("votes.db")
+    before, file = (project.folder / "votes.db").stat().st_ino, str(project.folder / name)
+    bad = project.folder / "bad.jsonl"
+    bad.write_text("{}\n")
+    for words in (
+        ("export", file, "--force"),
+        ("backup", file, "--force"),
+        ("stats", "--resamples", "20", "--json", file),
+        ("import", str(bad), "--format", "schema", "--max-bad", "1", "--rejects", file),
+    ):
+        assert align(*words, "--store", project.url) == 2, words
+        assert "is the store itself" in capsys.readouterr().err, words
+    assert (project.folder / "votes.db").stat().st_ino == before
+    assert project.service.overview()["votes"] == 1
+
+
+def test_where_it_may_be_served(tmp_path: Path) -> None:
+    open_, files = Address("0.0.0.0"), {"certificate": tmp_path / "c.pem", "key": tmp_path / "k.pem"}
+    with pytest.raises(StoreError, match=r"c\.pem: no such file"):
+        Address(**files).check(1)
+    with pytest.raises(StoreError, match="no port 65536"):
+        Address(port=65536).check(1)
+    for file in files.values():
+        file.touch()
     Address().check(0)
     Address("::1").check(0)
     for refused in (open_, Address("192.168.1.5", **files), Address(public="https://labels.example.org")):
