@@ -31,7 +31,7 @@ class Address:
     port: int = 7861
     certificate: Path | None = None
     key: Path | None = None
-    #: https://... of a proxy in front, which ends TLS and sets X-Forwarded-For
+    #: https://... of a proxy on this machine, which ends TLS and sets X-Forwarded-For
     public: str | None = None
     #: serve an address other than this machine's without TLS
     plain: bool = False
