@@ -204,6 +204,22 @@ def test_a_migrated_store_is_a_new_store(tmp_path: Path, store: Store) -> None:
     old.close()
 
 
+def test_an_old_store_of_postgresql_is_brought_up_to_date(database: str) -> None:
+    new = open_store(database, create=True)
+
+    def back(connection: Connection) -> None:
+        connection.exec_driver_sql("ALTER TABLE events DROP COLUMN marks")
+        connection.execute(update(schema_version).values(version=1))
+
+    new.write(back)
+    new.close()
+    store = open_store(database)
+    assert "marks" in {column["name"] for column in inspect(store.engine).get_columns("events")}
+    with store.read() as connection:
+        assert connection.scalar(select(schema_version.c.version)) == VERSION
+    store.close()
+
+
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from apps.annotate import migrations
 
