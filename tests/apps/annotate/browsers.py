@@ -19,11 +19,6 @@ from tests.apps.annotate.conftest import PASSWORD, Project
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-#: of Chromium; it asks nobody but the page's own server then
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 #: a response that must stay a text
 HOSTILE = (
     "<img src=x onerror='window.hit=1'><script>window.hit=1</script> **bold** [x](javascript:hit=1) &lt;b&gt;"

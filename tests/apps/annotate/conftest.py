@@ -182,21 +182,6 @@ def enter(project: Project) -> Enter:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Chromium, where playwright and Debian's package are; skips without them."""
-    from tests.apps.annotate.browsers import FLAGS
-
-    sync_api = pytest.importorskip("playwright.sync_api")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.skip("no Chromium here")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
     """The URL of a PostgreSQL cluster of the tests' own, from Debian's packages; skips without them."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
