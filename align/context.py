@@ -11,13 +11,15 @@ from align.config import BestOfSettings, GroupSettings, PpoSettings, is_hub_id
 from align.diagnose import PpoError
 from align.meta import read_config
 from align.models.lmm import load_processor
-from align.render import Renderer
+from align.render import ImageInput, Renderer
 from align.reward_model import RewardInfo, read_info
 from align.template import times_read
 from data.schema import Facts, Message, Prompt
 
 #: kinds of rope scaling whose factor counts from ``max_position_embeddings``; other kinds have it in there
 STRETCHED = ("linear", "dynamic")
+#: prompts that are rendered together
+AT_ONCE = 4096
 #: stands for a picture where only its place counts
 _PICTURE = PILImage.new("RGB", (1, 1))
 
@@ -63,36 +65,57 @@ def check_context(settings: PpoSettings | GroupSettings | BestOfSettings, prompt
         if not prompts or (settings.dry_run and is_hub_id(model.path)):
             continue
         config = read_config(model)
+        limit = window(config)
+        if limit is None:
+            continue
         renderer = Renderer(load_processor(model))
-        lengths = _asked(renderer, prompts) if reads is None else _judged(renderer, prompts, reads)
-        longest = max(range(len(prompts)), key=lambda i: lengths[i])
-        times = 1 if reads is None else times_read(reads.template)
-        name = f"prompt {prompts[longest].id!r}"
+        times, name = 1, ""
         if reads is not None:
-            name += " with what the reward model reads behind it"
-        check_window(model.path, config, lengths[longest], settings.generate.max_new_tokens, name, times)
+            times, name = times_read(reads.template), " with what the reward model reads behind it"
+        room = limit - times * settings.generate.max_new_tokens
+        beyond = _beyond(renderer, prompts, reads, room)
+        if beyond is not None:
+            at, length = beyond
+            name = f"prompt {prompts[at].id!r}{name}"
+            check_window(model.path, config, length, settings.generate.max_new_tokens, name, times)
 
 
-def _asked(renderer: Renderer, prompts: Sequence[Prompt]) -> list[int]:
-    """Tokens of each prompt with its picture and the generation prompt."""
-    asked = [([Message(role="user", content=p.question)], p.image and _PICTURE) for p in prompts]
+def _beyond(
+    renderer: Renderer, prompts: Sequence[Prompt], info: RewardInfo | None, room: int
+) -> tuple[int, int] | None:
+    """The place of the longest prompt and its tokens, if it is beyond ``room``; else None.
+
+    With ``info``, of all that the reward model reads, but for the response. Of tens of thousands of prompts
+    few could be so long by their bytes: those alone are tokenized.
+    """
     more = renderer.image_length() - 1
-    lengths = renderer.prompt_lengths(asked)
-    return [n + more * (picture is not None) for n, (_, picture) in zip(lengths, asked)]
+    found: list[tuple[int, int]] = []
+    for start in range(0, len(prompts), AT_ONCE):
+        part = prompts[start : start + AT_ONCE]
+        rows = _asked(part) if info is None else renderer.judged(_judged(part, info), info.template)
+        images = [more * (image is not None) for _, image in rows]
+        most = [n + image for n, image in zip(renderer.most_tokens(rows), images)]
+        near = [i for i, n in enumerate(most) if n > room]
+        lengths = renderer.prompt_lengths([rows[i] for i in near]) if near else []
+        found += [(n + images[i], start + i) for i, n in zip(near, lengths) if n + images[i] > room]
+    if not found:
+        return None
+    # the first of equals
+    length, at = max(found, key=lambda one: (one[0], -one[1]))
+    return at, length
 
 
-def _judged(renderer: Renderer, prompts: Sequence[Prompt], info: RewardInfo) -> list[int]:
-    """The same with all that the reward model reads, but for the response."""
-    rows = [
-        (
-            [Message(role="user", content=p.question)],
-            "",
-            info.facts_of(p.id, _longest(p.facts, info), 0),
-            p.image is not None,
-        )
-        for p in prompts
+def _asked(prompts: Sequence[Prompt]) -> list[tuple[Sequence[Message], ImageInput]]:
+    return [([Message(role="user", content=p.question)], p.image and _PICTURE) for p in prompts]
+
+
+def _judged(
+    prompts: Sequence[Prompt], info: RewardInfo
+) -> list[tuple[Sequence[Message], str, str | None, ImageInput]]:
+    return [
+        (messages, "", info.facts_of(p.id, _longest(p.facts, info), 0), image)
+        for p, (messages, image) in zip(prompts, _asked(prompts))
     ]
-    return renderer.reward_lengths(rows, info.template)
 
 
 def _longest(facts: Facts, info: RewardInfo) -> Facts:

@@ -18,6 +18,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 from transformers import LlavaProcessor
 
+from align.ceiling import Ceiling
 from align.rows import IGNORE as IGNORE
 from align.rows import RenderError as RenderError
 from align.rows import Row, fit, pad, pad_like
@@ -65,6 +66,7 @@ class Renderer:
         self._special = self._special_tokens()
         self._special_pattern = re.compile("|".join(map(re.escape, self._special)))
         self._prefix = self._bos_prefix()
+        self._ceiling = Ceiling(self.tokenizer)
         self._adds_end = False
         self.end_token = self._find_end_token()
         self.end_token_id = self.tokenizer.convert_tokens_to_ids(self.end_token)
@@ -122,9 +124,9 @@ class Renderer:
         with ``{response}`` repeats the response there: a small causal model can then check it against the
         facts, which it has read by that time.
         """
-        return self.prompt_batch(self._judged(items, template), max_length=max_length, names=names)
+        return self.prompt_batch(self.judged(items, template), max_length=max_length, names=names)
 
-    def _judged(
+    def judged(
         self, items: Sequence[tuple[Sequence[Message], str, str | None, ImageInput]], template: str | None
     ) -> list[tuple[list[Message], ImageInput]]:
         """The conversations that ``reward_batch`` renders."""
@@ -150,6 +152,11 @@ class Renderer:
         names = [f"#{i}" for i in range(len(items))]
         return [len(r.ids) for r in self._encode(turns, [i for _, i in items], generate=True, names=names)]
 
+    def most_tokens(self, items: Sequence[tuple[Sequence[Message], ImageInput]]) -> list[int]:
+        """At least as many as ``prompt_lengths``, found from bytes, which takes far less time."""
+        texts = (self._text(self._clean(m), image is not None, generate=True)[0] for m, image in items)
+        return [self._ceiling.of(text) + len(self._prefix) for text in texts]
+
     def image_length(self) -> int:
         """Tokens of an image in the text; 1 where the processor is not LLaVA's and the picture decides."""
         if not isinstance(self.processor, LlavaProcessor):
@@ -164,7 +171,7 @@ class Renderer:
         """Tokens of each (messages, response, facts, has an image) item as ``reward_batch`` renders it, an
         image counted as ``image_length``. No picture is opened."""
         shown = [(ask, said, facts, _BLANK if seen else None) for ask, said, facts, seen in items]
-        lengths = self.prompt_lengths(self._judged(shown, template))
+        lengths = self.prompt_lengths(self.judged(shown, template))
         more = self.image_length() - 1
         return [n + more * item[3] for n, item in zip(lengths, items, strict=True)]
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image as PILImage
 from transformers import LlamaConfig, LlavaConfig
 
+from align import context
 from align.config import LoraSettings, ModelSettings, PpoSettings
 from align.context import check_context, check_window, window
 from align.diagnose import PpoError
@@ -89,6 +90,39 @@ def test_facts_and_a_repeated_response_count(root: Path) -> None:
     mended = int(re.findall(r"at most (\d+)", str(said.value))[0])
     check_context(settings(root, folder, mended), [prompt])
     assert abs(mended - most) <= 1
+
+
+def test_only_prompts_that_may_be_too_long_are_tokenized(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = reward(root, "counted", template="Good?")
+    prompts = [
+        WORDS.model_copy(update={"id": f"q{i}", "question": "What? " * (1 + i % 9)}) for i in range(50)
+    ]
+    prompts[30] = prompts[30].model_copy(update={"question": "What is it? " * 12})
+    monkeypatch.setattr(context, "AT_ONCE", 20)
+    tokenized: list[int] = []
+    real = Renderer.prompt_lengths
+
+    def counted(self: Renderer, items: Any) -> list[int]:
+        tokenized.append(len(items))
+        return real(self, items)
+
+    monkeypatch.setattr(Renderer, "prompt_lengths", counted)
+    check_context(settings(root, folder, 200), prompts)
+    assert tokenized == []
+    # room for the longest by its tokens, and not by its bytes
+    monkeypatch.setattr(Renderer, "most_tokens", lambda self, items: [10**6] * len(items))
+    lengths = [
+        real(
+            Renderer(load_processor(ModelSettings(path=str(root / "base")))),
+            [([Message(role="user", content=p.question)], None)],
+        )[0]
+        for p in prompts
+    ]
+    with pytest.raises(PpoError, match=rf"prompt 'q30' takes {max(lengths)} "):
+        check_context(settings(root, folder, LIMIT - max(lengths) + 1), prompts)
+    monkeypatch.undo()
+    with pytest.raises(PpoError, match=rf"prompt 'q30' takes {max(lengths)} "):
+        check_context(settings(root, folder, LIMIT - max(lengths) + 1), prompts)
 
 
 def test_a_prompt_that_leaves_no_room(root: Path) -> None:
