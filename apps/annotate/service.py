@@ -69,14 +69,24 @@ class Service:
         self.accounts = Accounts(store, clock, cost)
         self._clock, self._rng = clock, rng or random.SystemRandom()
         self._secret: str = store.write(_secret)
-        self.rules = Rules(**(store.setting("rules") or {}))
+
+    @property
+    def rules(self) -> Rules:
+        """The project's rules as they stand in the store: another process may have changed them."""
+        with self.store.read() as connection:
+            return _rules(connection)
 
     def set_rules(self, changes: Mapping[str, Any]) -> Rules:
-        """Change some of the project's rules; they are kept. Raises Refused for values that make no sense."""
-        rules = replace(self.rules, **changes)
-        self.store.write(lambda connection: put_setting(connection, "rules", asdict(rules)))
-        self.rules = rules
-        return rules
+        """Change some of the project's rules. They are kept, and hold from the next request on, in every
+        process that serves the store. Raises Refused for values that make no sense.
+        """
+
+        def work(connection: Connection) -> Rules:
+            rules = replace(_rules(connection), **changes)
+            put_setting(connection, "rules", asdict(rules))
+            return rules
+
+        return self.store.write(work)
 
     @property
     def title(self) -> str:
@@ -97,8 +107,8 @@ class Service:
         return self.store.write(lambda connection: self._next(connection, user))
 
     def _next(self, connection: Connection, user: User) -> Task | NoTask:
-        now = self._clock()
-        found = assign.next_pair(connection, user.id, self.rules, now, self._secret, self._rng)
+        now, rules = self._clock(), _rules(connection)
+        found = assign.next_pair(connection, user.id, rules, now, self._secret, self._rng)
         return found if isinstance(found, NoTask) else self._task(connection, user, found, now)
 
     def vote(self, user: User, pair: str, answers: Answers, token: str, seconds: float | None = None) -> Kept:
@@ -145,7 +155,7 @@ class Service:
         number = assign.settle(connection, user.id, given, assign.VOTED, values)
         graded = None
         if given.role == assign.QUALIFICATION:
-            graded = assign.grade(connection, user.id, self.rules, self._secret)
+            graded = assign.grade(connection, user.id, _rules(connection), self._secret)
         return Kept(number, False, graded)
 
     def skip(self, user: User, pair: str, reason: str, token: str, note: str = "") -> Kept:
@@ -188,7 +198,7 @@ class Service:
             given = assign.assignment(connection, user.id, key)
             if known is None:
                 self._check_undo(connection, user, given, now)
-                assign.take_back(connection, user.id, given, last, self.rules, now, token)
+                assign.take_back(connection, user.id, given, last, _rules(connection), now, token)
             held = assign.held_by(connection, user.id, now)
             if held is None or held.n != said.pair_n:
                 raise conflict("nothing_to_undo", "it was taken back before, and settled again")
@@ -213,8 +223,9 @@ class Service:
             held = assign.held_by(connection, user.id, now)
             if held is not None and held.n != given.n:
                 raise conflict("lease_lost", "you hold another pair now")
-            assign.hold(connection, user.id, given.n, given.served, now + self.rules.lease)
-            return self.rules.lease
+            lease = _rules(connection).lease
+            assign.hold(connection, user.id, given.n, given.served, now + lease)
+            return lease
 
         return self.store.write(work)
 
@@ -225,8 +236,8 @@ class Service:
     def progress(self, user: User) -> Progress:
         """How far the labeler is, and the project."""
         with self.store.read(snapshot=True) as connection:
-            me = assign.labeler(connection, user.id)
-            test = assign.test_items(connection, user.id, self.rules, self._secret)
+            me, rules = assign.labeler(connection, user.id), _rules(connection)
+            test = assign.test_items(connection, user.id, rules, self._secret)
             counted = select(func.count(), func.sum(pairs.c.open)).where(pairs.c.role == assign.WORK)
             total, still = connection.execute(counted).one()
             done, step = total - int(still or 0), 1
@@ -236,7 +247,7 @@ class Service:
             return Progress(
                 votes=me.votes,
                 skips=me.skips,
-                limit=assign.limit_of(me, self.rules),
+                limit=assign.limit_of(me, rules),
                 qualification=me.qualification,
                 test_answered=len(assign.settled_of(connection, user.id, test)) if test else 0,
                 test_items=len(test),
@@ -270,7 +281,7 @@ class Service:
         record = Preference.model_validate_json(lease.record)
         number = of = None
         if lease.role == assign.QUALIFICATION:
-            test = assign.test_items(connection, user.id, self.rules, self._secret)
+            test = assign.test_items(connection, user.id, _rules(connection), self._secret)
             number, of = len(assign.settled_of(connection, user.id, test)) + 1, len(test)
         texts = [response.text for response in record.responses]
         order = texts[::-1] if lease.flipped else texts
@@ -295,7 +306,7 @@ class Service:
     def labelers(self) -> list[LabelerRow]:
         """One row an account."""
         with self.store.read(snapshot=True) as connection:
-            return stats.labelers(connection, self.rules.limit)
+            return stats.labelers(connection, _rules(connection).limit)
 
     def agreement(self, n_boot: int = 1000) -> dict[str, Any]:
         """See ``apps.annotate.stats.agreement``."""
@@ -357,6 +368,11 @@ class Service:
 def turns_of(record: Preference) -> list[Turn]:
     """The conversation without system turns, which may name a model."""
     return [Turn(m.role, m.content) for m in record.messages if m.role != "system"]
+
+
+def _rules(connection: Connection) -> Rules:
+    """Read anew by each request, which costs little beside its other statements."""
+    return Rules(**(get_setting(connection, "rules") or {}))
 
 
 def _secret(connection: Connection) -> str:

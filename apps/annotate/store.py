@@ -17,7 +17,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, CursorResult, Engine, create_engine, event, insert, inspect, select, update
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Engine,
+    bindparam,
+    create_engine,
+    event,
+    insert,
+    inspect,
+    select,
+    update,
+)
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
@@ -33,6 +44,7 @@ BUSY = 15.0
 _TURN = 0x616C69676E
 #: jobs that share one commit at most
 _BATCH = 64
+_SETTING = select(settings.c.value).where(settings.c.name == bindparam("name"))
 
 
 def parse_url(text: str) -> URL:
@@ -212,7 +224,7 @@ def new_id(made: CursorResult[Any]) -> int:
 
 def get_setting(connection: Connection, name: str) -> Any:
     """See ``Store.setting``."""
-    found = connection.scalar(select(settings.c.value).where(settings.c.name == name))
+    found = connection.scalar(_SETTING, {"name": name})
     return None if found is None else json.loads(found)
 
 

@@ -12,6 +12,8 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from apps.annotate.errors import Refused
 from apps.annotate.results import Answers, NoTask, Task
+from apps.annotate.service import Service
+from apps.annotate.store import open_store
 from apps.annotate.tables import assignments, events, pairs, users
 from data.schema import Message, Preference
 from tests.apps.annotate.conftest import MakeProject, Project, pair
@@ -90,6 +92,28 @@ def test_times_are_measured_here_and_there(project: Project) -> None:
     refusal(
         "invalid", project.service.vote, ann, task.pair, Answers("A"), project.token(), seconds=float("nan")
     )
+
+
+def test_rules_hold_in_every_process_of_a_store(make_project: MakeProject) -> None:
+    project = make_project(6)
+    store = open_store(project.url)
+    other, ann = Service(store, clock=project.clock), project.user("ann")
+    first = other.next_task(ann)
+    assert isinstance(first, Task) and first.seconds_left == 600
+    project.service.set_rules({"lease": 60.0, "limit": 2})
+    assert other.rules == project.service.rules and other.rules.lease == 60
+    assert other.renew(ann, first.pair) == 60 and other.progress(ann).limit == 2
+    assert [row.limit for row in other.labelers()] == [2]
+    _, second = other.vote_and_next(ann, first.pair, Answers("A"), project.token())
+    assert isinstance(second, Task) and second.seconds_left == 60
+    assert other.vote_and_next(ann, second.pair, Answers("A"), project.token())[1] == NoTask("limit")
+    # and a change of one rule takes back none of another process
+    assert other.set_rules({"limit": 3}).lease == 60
+    assert (project.service.rules.lease, project.service.rules.limit) == (60, 3)
+    assert isinstance(project.service.next_task(ann), Task)
+    refusal("invalid", other.set_rules, {"lease": 1.0})
+    assert project.service.rules.lease == 60
+    store.close()
 
 
 def test_a_closed_tab_blocks_no_pair(make_project: MakeProject) -> None:
