@@ -45,8 +45,6 @@ def belongings(
 
 
 def _rewards_code(settings: PpoSettings | GroupSettings | BestOfSettings) -> dict[str, str]:
-    if isinstance(settings, BestOfSettings):
-        return {}
     found = {name: sha256_of(file) for name, file in sources(settings.user_rewards).items()}
     return {"code of the user rewards": digest_of(found.items())} if found else {}
 

@@ -87,11 +87,27 @@ def generate(
         )
     if settings.temperature == 0 and prefix.is_shared(lmm, items):
         return _shared(lmm, renderer, items, settings, progress)
+    counted = sample(lmm, renderer, items, settings, seed=seed, num_return=num_return, progress=progress)
+    answers = [[response for response, _ in said] for said in counted]
+    return answers if num_return > 1 else [a[0] for a in answers]
+
+
+def sample(
+    lmm: Lmm,
+    renderer: Renderer,
+    items: Sequence[Item],
+    settings: GenerateSettings,
+    *,
+    seed: int,
+    num_return: int,
+    progress: Progress | None = None,
+) -> list[list[tuple[Response, int]]]:
+    """``num_return`` answers to every item, each with its number of tokens, its end token included."""
     lengths = renderer.prompt_lengths(items)
     order = sorted(range(len(items)), key=lambda i: (-lengths[i], i))
     chunk = max(1, settings.batch_size // num_return)
     starts: Iterable[int] = range(0, len(order), chunk)
-    answers: list[list[Response]] = [[] for _ in items]
+    answers: list[list[tuple[Response, int]]] = [[] for _ in items]
     for start in progress(starts) if progress else starts:
         rows = order[start : start + chunk]
         out = rollout_tokens(
@@ -100,10 +116,9 @@ def generate(
         ids, mask = out.response_ids.tolist(), out.response_mask.sum(-1).tolist()
         for j, tokens in enumerate(ids):
             text = renderer.decode(tokens[: mask[j]])
-            answers[rows[j // num_return]].append(
-                Response(text=text, model=lmm.name, complete=bool(out.complete[j]))
-            )
-    return answers if num_return > 1 else [a[0] for a in answers]
+            response = Response(text=text, model=lmm.name, complete=bool(out.complete[j]))
+            answers[rows[j // num_return]].append((response, mask[j]))
+    return answers
 
 
 def _shared(

@@ -145,7 +145,7 @@ class RlooSettings(GroupSettings):
 
 
 class BestOfSettings(RunSettings):
-    """Best-of-n: of n responses to each prompt, the one that the reward model scores highest."""
+    """Best-of-n: of n responses to each prompt, the one with the highest reward."""
 
     model: ModelSettings
     #: run directory (or its ``reward`` folder) of a reward model
@@ -154,6 +154,12 @@ class BestOfSettings(RunSettings):
     reward_images: str | None = None
     data: DataSettings
     generate: GenerateSettings = GenerateSettings(max_new_tokens=128, temperature=0.7)
+    #: rewards that need no model, as PPO adds them; None: none of them
+    symbolic: SymbolicSettings | None = None
+    #: rewards of one's own by name
+    user_rewards: UserRewards = {}
+    #: multiplies the reward model's score before the other rewards are added
+    reward_scale: float = Field(1.0, gt=0)
     #: responses to each prompt
     n: int = Field(16, ge=2)
 

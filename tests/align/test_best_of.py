@@ -18,8 +18,10 @@ from align import best_of
 from align.best_of import Judge, answer_of, example_of, expected_best, figures, kl_bound, row_of, run
 from align.checkpoint import CheckpointError
 from align.config import BestOfSettings, LoraSettings, ModelSettings
+from align.models.lmm import load_processor
 from align.models.tiny import build_tiny_llava
 from align.reward_model import RewardInfo, RewardModel, ScoreItem
+from align.rewards import RewardPartError
 from data.jsonl import DataError, read_records, write_records
 from data.schema import Example, Facts, Image, Message, Prompt, Response
 
@@ -188,6 +190,77 @@ def test_an_answer_that_was_cut_off_is_not_learned():
     example = example_of(prompt(1), row)
     assert example is not None and example.messages[-1].content == "better"
     assert example_of(prompt(1), row_of(prompt(1), responses[:1], [3.0])) is None
+
+
+OWN = """
+def short(prompts, responses, each=1.0):
+    return [-each * len(response) for response in responses]
+"""
+
+
+@pytest.fixture
+def rewarded(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings with symbolic rewards and one of one's own, whose weights decide against the scores."""
+    (tmp_path / "own_best.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    short = {"function": "own_best:short", "weight": 0.5, "options": {"each": 2.0}}
+    return {
+        "symbolic": {"length": {"general": -4.0}, "incomplete": -3.0},
+        "user_rewards": {"reward": short},
+        "reward_scale": 0.5,
+    }
+
+
+def test_other_rewards_choose_with_the_score_and_are_told_apart(
+    world: Path, done: Path, tmp_path: Path, rewarded: dict[str, Any]
+):
+    run(settings(world, tmp_path / "run", **rewarded))
+    rows, plain = lines(tmp_path / "run/samples.jsonl"), lines(done / "samples.jsonl")
+    tokenizer = load_processor(ModelSettings(path=str(world / "base"))).tokenizer
+    for row, alone in zip(rows, plain, strict=True):
+        for one, before in zip(row["samples"], alone["samples"], strict=True):
+            assert {key: one[key] for key in ("text", "score", "complete")} == before
+            parts = one["parts"]
+            assert parts.keys() == {"correctness", "length", "incomplete", "reward"}
+            assert (parts["correctness"], parts["incomplete"]) == (0, 0 if one["complete"] else -3)
+            assert parts["reward"] == pytest.approx(-len(one["text"]))
+            # of 8 tokens that may be written; one is the end
+            tokens = len(tokenizer(one["text"], add_special_tokens=False)["input_ids"]) + one["complete"]
+            counted = -2 * parts["length"]
+            assert counted == (8 if not one["complete"] else pytest.approx(tokens))
+            assert one["reward"] == pytest.approx(0.5 * one["score"] + sum(parts.values()), abs=1e-5)
+        assert row["best"] == int(np.argmax([one["reward"] for one in row["samples"]]))
+    assert [row["best"] for row in rows] != [row["best"] for row in plain]
+    best = [row["samples"][row["best"]] for row in rows]
+    answers = lines(tmp_path / "run/answers.jsonl")
+    assert [(a["response"], a["score"], a["reward"]) for a in answers] == [
+        (one["text"], one["score"], one["reward"]) for one in best
+    ]
+    found = json.loads((tmp_path / "run/result.json").read_text())
+    mean = {name: np.mean([one["parts"][name] for one in best]) for name in best[0]["parts"]}
+    mean["model"] = 0.5 * np.mean([one["score"] for one in best])
+    assert found["rewards_of_best"] == pytest.approx(mean)
+    assert found["expected_best"][-1] == pytest.approx(sum(mean.values()), abs=1e-5)
+    (logged,) = lines(tmp_path / "run/metrics.jsonl")
+    assert {k: v for k, v in logged.items() if k.startswith("reward/")} == pytest.approx(
+        {f"reward/{name}": value for name, value in mean.items()}
+    )
+
+
+def test_nothing_is_added_unless_it_is_asked_for(world: Path, done: Path):
+    assert settings(world, done).symbolic is None
+    (row, *_) = lines(done / "samples.jsonl")
+    assert row["samples"][0].keys() == {"text", "score", "complete"}
+    assert "rewards_of_best" not in json.loads((done / "result.json").read_text())
+    assert lines(done / "answers.jsonl")[0].keys() == {"id", "response", "score"}
+
+
+def test_a_reward_that_is_not_there_stops_ahead_of_any_weights(world: Path, tmp_path: Path):
+    rewards = {"mine": {"function": "no_such_module_of_rewards:f"}}
+    with pytest.raises(RewardPartError, match=r"user_rewards\.mine"):
+        run(settings(world, tmp_path / "run", user_rewards=rewards))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_run_ends_with_the_same_files(
