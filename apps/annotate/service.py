@@ -48,7 +48,7 @@ SIDES: tuple[Side, Side] = ("A", "B")
 TITLE, LONGEST_TITLE = "align", 60
 #: in which labelers are told of the project's progress, where there are gold items
 _STEPS = 20
-#: longest time a browser may tell, in seconds
+#: longest time a browser may tell, in seconds; labeler.js tells no longer one
 _LONGEST = 7 * 86400.0
 
 

@@ -305,6 +305,20 @@ def test_time_left_is_told_and_renewed_by_work_alone(browser: Browser, project: 
     assert log(project) == []
 
 
+def test_a_pair_that_was_in_sight_for_days_can_be_sent(browser: Browser, project: Project) -> None:
+    project.user("ann")
+    with visiting(browser, project) as visit:
+        visit.page.clock.install()
+        page = visit.work("ann")
+        for days in (6, 8):
+            page.clock.fast_forward(days * 86_400_000)
+            submit(page, "1")
+        page.wait_for_selector("text=2 votes")
+    # as it was, and the longest that the API takes
+    first, second = (row.seconds_browser / 86400 for row in log(project))
+    assert first == pytest.approx(6, abs=0.01) and second == 7
+
+
 def test_every_end_is_told(browser: Browser, make_project: MakeProject) -> None:
     project = make_project(1)
     for name in ("ann", "bob", "cid"):

@@ -5,6 +5,8 @@
   const token = () => crypto.randomUUID?.() ?? Array.from(crypto.getRandomValues(new Uint8Array(16)), (n) => n.toString(16).padStart(2, "0")).join("");
   /** What may pass by itself: no answer, or a server that says so. */
   const passing = (error) => [0, 429, 502, 503, 504].includes(error.status);
+  /** seconds: the longest time of a vote that the API takes */
+  const LONGEST = 7 * 86400;
 
   class Labeler {
     constructor(root) {
@@ -240,7 +242,8 @@
     }
 
     seconds() {
-      return (this.active + (this.since === null ? 0 : performance.now() - this.since)) / 1000;
+      const seconds = (this.active + (this.since === null ? 0 : performance.now() - this.since)) / 1000;
+      return Math.min(LONGEST, Math.round(seconds * 1000) / 1000);
     }
 
     choose(group, value) {
@@ -264,8 +267,7 @@
       if (hallucination === null || (hallucination === "tie" && helpfulness === null)) {
         return align.toast(hallucination === null ? "Choose A, B or tie first." : "After a tie, choose the better one: A or B.", "warn");
       }
-      const seconds = Math.round(this.seconds() * 1000) / 1000;
-      const body = { pair: this.task.pair, token: token(), hallucination, marks: this.marks(), seconds, next: true };
+      const body = { pair: this.task.pair, token: token(), hallucination, marks: this.marks(), seconds: this.seconds(), next: true };
       if (helpfulness !== null) body.helpfulness = helpfulness;
       return this.doing(async () => {
         const { vote, next } = await this.patiently("POST", "vote", body);
