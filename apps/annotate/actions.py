@@ -83,7 +83,8 @@ def serve_(args: argparse.Namespace) -> None:
         if args.passwords is not None:
             service.accounts.put(read_password_file(args.passwords))
         place = {"certificate": args.certificate, "key": args.key, "public": args.public_url}
-        address = Address(args.host, args.port, plain=args.plain_http, **place)
+        proxies = tuple(args.proxy)
+        address = Address(args.host, args.port, plain=args.plain_http, proxies=proxies, **place)
         serve(service, address, say=_say, with_pages=partial(with_pages, instructions=told))
 
 

@@ -101,7 +101,11 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     place.add_argument("--port", type=kinds.whole, default=7861, help="0: any free one (%(default)s)")
     place.add_argument("--certificate", type=Path, metavar="FILE", help="serve https, with --key")
     place.add_argument("--key", type=Path, metavar="FILE")
-    place.add_argument("--public-url", metavar="URL", help="of a proxy on this machine, which ends TLS")
+    place.add_argument("--public-url", metavar="URL", help="of a proxy in front, which ends TLS")
+    words = "IP or network of a proxy on another machine; it adds X-Forwarded-For and passes Host on"
+    place.add_argument(
+        "--proxy", action="append", default=[], metavar="ADDRESS", help=f"{words}; may be given again"
+    )
     words = "serve other machines without TLS: passwords can be read on their way"
     place.add_argument("--plain-http", action="store_true", help=words)
     place.add_argument("--passwords", type=Path, metavar="FILE", help="accounts, as users import reads them")

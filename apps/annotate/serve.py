@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import signal
 import socket
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from apps.annotate.web import Site, is_loopback
 
 #: seconds that running requests get once the end is asked for
 GRACE = 10
+#: proxies on this machine
+_HERE = ("127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,10 @@ class Address:
     port: int = 7861
     certificate: Path | None = None
     key: Path | None = None
-    #: https://... of a proxy on this machine, which ends TLS and sets X-Forwarded-For
+    #: https://... of a proxy, which ends TLS and sets X-Forwarded-For
     public: str | None = None
+    #: IP addresses or networks of proxies elsewhere that are believed as those on this machine are
+    proxies: tuple[str, ...] = ()
     #: serve an address other than this machine's without TLS
     plain: bool = False
 
@@ -46,6 +51,9 @@ class Address:
         if self.public is not None and not known:
             mend = "give it like https://labels.example.org"
             raise StoreError(f"{self.public!r} is no address of a site; {mend}")
+        if self.proxies and self.public is None:
+            raise StoreError("a proxy stands before a site of its own; give --public-url with --proxy")
+        self.believed()
         if (self.certificate is None) != (self.key is None):
             raise StoreError("a certificate goes with its key; give both --certificate and --key")
         for file in filter(None, (self.certificate, self.key)):
@@ -74,6 +82,27 @@ class Address:
             return Site(public.scheme == "https", origin, here | {public.hostname or ""})
         names = here | {self.host} if is_loopback(self.host) else None
         return Site(self.certificate is not None, None, names)
+
+    def believed(self) -> list[str]:
+        """From where X-Forwarded-For is believed, as uvicorn reads it: else anybody could be anybody.
+
+        Raises:
+            StoreError: a proxy's address is none, or a network that holds everybody.
+        """
+        if self.public is None:
+            return []
+        mend = "give --proxy 10.0.0.5, or a network like 10.0.0.0/24"
+        found = list(_HERE)
+        for text in self.proxies:
+            try:
+                # uvicorn takes what it cannot read for a name, without a word
+                network = ipaddress.ip_network(text)
+            except ValueError as error:
+                raise StoreError(f"{text!r} is no IP address or network ({error}); {mend}") from None
+            if network.prefixlen == 0:
+                raise StoreError(f"{text!r} is everybody, and nobody could be told from another; {mend}")
+            found.append(str(network.network_address if network.num_addresses == 1 else network))
+        return found
 
     def url(self, port: int) -> str:
         """What to type into a browser."""
@@ -110,9 +139,9 @@ def serve(
         log_level="warning",
         access_log=False,
         server_header=False,
-        # who asks is told by the proxy, if there is one: else anybody could say to be somebody else
+        # who asks is told by the proxy, if there is one
         proxy_headers=address.public is not None,
-        forwarded_allow_ips="127.0.0.1,::1",
+        forwarded_allow_ips=address.believed(),
         timeout_graceful_shutdown=GRACE,
         ssl_certfile=address.certificate,
         ssl_keyfile=address.key,

@@ -221,6 +221,56 @@ def test_a_proxy_tells_who_asks(project: Project) -> None:
         assert guess("10.0.0.2") == 403
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one address of this machine's own")
+def test_proxies_elsewhere_are_believed_if_they_are_named(project: Project) -> None:
+    """Requests come from 127.0.0.2 and so on, in the place of other machines."""
+    project.user("root", "admin")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    place = ["--port", str(port), "--public-url", "http://labels.example.org", "--plain-http"]
+    named = ["--proxy", "127.0.0.2", "--proxy", "127.0.1.0/24"]
+    with serving(["--store", project.url, *place, *named]), contextlib.ExitStack() as stack:
+
+        def at(own: str) -> httpx.Client:
+            via = httpx.HTTPTransport(local_address=own)
+            return stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=via))
+
+        clients = {own: at(own) for own in ("127.0.0.2", "127.0.1.9", "127.0.0.3")}
+
+        def guess(own: str, came_from: str) -> int:
+            body, sent = {"code": "x", "name": "eve", "password": PASSWORD}, {"X-Forwarded-For": came_from}
+            return clients[own].post("/api/join", json=body, headers=sent).status_code
+
+        assert {guess("127.0.0.2", "10.0.0.1") for _ in range(BY_ADDRESS)} == {403}
+        # the same person by the other proxy, or by both, and another one
+        assert guess("127.0.0.2", "10.0.0.1") == guess("127.0.1.9", "10.0.0.1") == 429
+        assert guess("127.0.0.2", "10.0.0.1, 127.0.1.9") == guess("127.0.0.2", "10.0.0.7, 10.0.0.1") == 429
+        assert guess("127.0.0.2", "10.0.0.2") == guess("127.0.1.9", "10.0.0.3") == 403
+        # no proxy that was named: whatever it says, it is itself
+        assert {guess("127.0.0.3", f"10.0.2.{k}") for k in range(BY_ADDRESS)} == {403}
+        assert guess("127.0.0.3", "10.0.3.1") == 429 and guess("127.0.0.2", "10.0.2.1") == 403
+
+
+def test_proxies_that_cannot_be_believed(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    project.user("root", "admin")
+    public = ("--public-url", "https://labels.example.org")
+    for words, told in (
+        (("--proxy", "10.0.0.5"), "give --public-url with --proxy"),
+        ((*public, "--proxy", "10.0.0.5", "--proxy", "proxy.example.org"), "'proxy.example.org' is no IP"),
+        ((*public, "--proxy", "10.0.0.5,10.0.0.6"), "is no IP address or network"),
+        ((*public, "--proxy", "10.0.0.5/24"), "has host bits set"),
+        ((*public, "--proxy", "*"), "'*' is no IP"),
+        ((*public, "--proxy", ""), "'' is no IP"),
+        ((*public, "--proxy", "0.0.0.0/0"), "is everybody"),
+        ((*public, "--proxy", "::/0"), "is everybody"),
+    ):
+        assert align("serve", "--store", project.url, "--port", "0", *words) == 2, words
+        assert told in capsys.readouterr().err, words
+    found = Address(public="https://a.org", proxies=("10.0.0.5", "10.1.0.0/16", "fd00::7")).believed()
+    assert found == ["127.0.0.1", "::1", "10.0.0.5", "10.1.0.0/16", "fd00::7"]
+    assert Address().believed() == []
+
+
 def test_a_world_is_labelled_through_the_api(folder: Path) -> None:
     """The demo's pairs, served and voted on by simulated labelers, who are right more often than not."""
     from apps.annotate.demo import make
