@@ -18,6 +18,7 @@ from align.checkpoint import load_state, load_tensors, save_state, save_tensors
 from align.config import PpoSettings
 from align.folders import new_folder
 from align.generate import Generated, Item, join
+from align.lending import lend_tower
 from align.models.lmm import (
     Batch,
     Lmm,
@@ -133,6 +134,8 @@ class Actors:
         self.lmm, self.reward, self.value_head = lmm, reward, value_head
         self.temperature = temperature
         self.gradient_checkpointing = False
+        #: whether pictures' features on the policy's base are those on the reward model's too
+        self.one_tower = reward.lmm is lmm
         self.renderer = Renderer(lmm.processor)
 
     @classmethod
@@ -173,6 +176,7 @@ class Actors:
         reward.lmm.model.eval()
         actors = cls(lmm, reward, head, settings.generate.temperature)
         actors.gradient_checkpointing = settings.gradient_checkpointing
+        actors.one_tower = lend_tower(lmm, reward.lmm)
         if settings.shard_base:
             actors.split(torch.device(settings.model.device))
         return actors

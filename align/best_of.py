@@ -22,6 +22,7 @@ from align.config import BestOfSettings
 from align.context import check_context
 from align.generate import Item, sample
 from align.launch import one_process
+from align.lending import lend_tower
 from align.models.lmm import Lmm, adapters_off, check_model
 from align.models.lmm import load as load_lmm
 from align.pairs import check_facts
@@ -110,6 +111,7 @@ class Judge:
         self.renderer = Renderer(self.lmm.processor)
         self.functions = find_functions(settings.user_rewards)
         self.reward = RewardModel.load(find_reward(settings.reward_model), self.lmm, base=settings.model)
+        self.one_tower = lend_tower(self.lmm, self.reward.lmm)
 
     def rows(self, prompts: Sequence[Prompt], seed: int) -> Iterator[dict[str, Any]]:
         """A row a prompt: its samples with their rewards, and which is the best (the first of equals)."""
@@ -123,7 +125,7 @@ class Judge:
             counted = sample(self.lmm, self.renderer, items, s.generate, seed=seed, num_return=n)
         if s.reward_images:
             pictures = open_pictures([p.image for p in prompts], s.reward_images, ids)
-        if s.reward_images or self.reward.lmm is not self.lmm:
+        if s.reward_images or not self.one_tower:
             encoded = encode_pictures(self.reward.lmm, self.reward.renderer, pictures)
         said = [[response for response, _ in row] for row in counted]
         scored = [

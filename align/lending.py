@@ -1,14 +1,20 @@
-"""A policy's base, lent to a reward model: whole weights to run on, and checkpoints without the guest."""
+"""A policy's base or its tower, lent to a reward model: whole weights to run on, and checkpoints without
+the guest."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import nn
 
+from align.models.lmm import Lmm, is_llava, unwrap
 from align.reward_model import RewardError
+
+#: of a configuration, what decides no feature
+_UNREAD = {"dtype", "torch_dtype", "transformers_version", "_name_or_path"}
 
 
 class SavesOwn:
@@ -63,4 +69,45 @@ def check_whole(model: nn.Module, folder: Path) -> None:
     raise RewardError(
         f"{folder}: the weights that the reward model runs on are split over processes ({how}), and its "
         f"passes need them whole in each; {mend}"
+    )
+
+
+def lend_tower(policy: Lmm, judge: Lmm) -> bool:
+    """Have ``judge`` see through the policy's vision tower where its own is the same one, and let go of that.
+
+    LLaVA-1.5 of 7B and of 13B have one tower, frozen in both. Then a picture's features are one tensor for
+    the two, bit for bit: their towers, the layers read and the picture's way to pixels are compared. Returns
+    whether features of the one may be given to the other.
+    """
+    if policy.model is judge.model:
+        return True
+    if not (is_llava(policy.model) and is_llava(judge.model)) or _seeing(policy) != _seeing(judge):
+        return False
+    ours, theirs = (unwrap(lmm.model).model for lmm in (policy, judge))
+    if not _equal(ours.vision_tower, theirs.vision_tower):
+        return False
+    theirs.vision_tower = ours.vision_tower
+    return True
+
+
+def _seeing(lmm: Lmm) -> tuple[Any, ...]:
+    """All that a LLaVA's features depend on beside the tower's weights."""
+    config = unwrap(lmm.model).config
+    tower = {key: value for key, value in config.vision_config.to_dict().items() if key not in _UNREAD}
+    return (
+        type(unwrap(lmm.model).model.vision_tower),
+        tower,
+        config.vision_feature_layer,
+        config.vision_feature_select_strategy,
+        type(lmm.processor.image_processor),
+        lmm.processor.image_processor.to_dict(),
+    )
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two modules hold the same tensors, of one precision, on whichever devices."""
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name].to(tensor.device))
+        for name, tensor in ours.items()
     )

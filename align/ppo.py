@@ -266,7 +266,7 @@ class Ppo:
         seen = [image for _, image in sampled.items]
         if s.reward_images:
             pictures = prompt_pictures(prompts, s.reward_images)
-        if s.reward_images or reward.lmm is not self.actors.lmm:
+        if s.reward_images or not self.actors.one_tower:
             seen = encode_pictures(reward.lmm, reward.renderer, pictures)
         answers = [
             ScoreItem(p.id, messages, text, p.facts, image)

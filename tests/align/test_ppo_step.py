@@ -10,12 +10,15 @@ import torch
 from accelerate import Accelerator
 from PIL import Image as PilImage
 
+from align import actors
 from align.actors import LEARNERS, POLICY, VALUE
 from align.checkpoint import RunDir
-from align.config import ModelSettings
-from align.models.lmm import hidden_states, load
+from align.config import LoraSettings, ModelSettings
+from align.lending import lend_tower
+from align.models.lmm import hidden_states, load, save
+from align.models.tiny import build_tiny_llava
 from align.ppo import Ppo, read_prompts
-from align.reward_model import RewardModel, ScoreItem
+from align.reward_model import RewardInfo, RewardModel, ScoreItem
 from align.schedule import lr_factor
 from data.jsonl import read_records, write_records
 from data.schema import Message
@@ -152,6 +155,69 @@ def test_a_steps_pictures_go_through_the_tower_once(
     assert sum(projected) == 2 * len(pictured)
     ppo.update(1, sampled, rollout)
     assert (sum(towers), sum(projected)) == (len(set(pictured)), 2 * len(pictured))
+
+
+@pytest.fixture
+def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A reward model of another base, in ``other``, whose vision tower has the weights of the policy's."""
+    lmm = load(ModelSettings(path=str(request.getfixturevalue("world") / "base"), device="cpu"))
+    other = load(ModelSettings(path=str(build_tiny_llava(tmp_path / "other", hidden_size=32, seed=5))))
+    other.model.model.vision_tower.load_state_dict(lmm.model.model.vision_tower.state_dict())
+    save(other.model, other.processor, tmp_path / "other")
+    info = RewardInfo(model=ModelSettings(path=str(tmp_path / "other"), device="cpu"))
+    torch.manual_seed(3)
+    reward = RewardModel.start(info, LoraSettings(r=2))
+    for parameter in reward.parameters():
+        torch.nn.init.normal_(parameter.data, std=0.2)
+    return reward.save(tmp_path / "reward", "a card")
+
+
+def test_bases_of_one_tower_share_its_features(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+) -> None:
+    """A picture goes through it once for both, and the scores are those of a tower each, bit for bit."""
+    folder, seen, scores = request.getfixturevalue("world"), {}, {}
+    tower = type(load(ModelSettings(path=str(folder / "base"))).model.model.vision_tower)
+    real = tower.forward
+    for name in ("one", "two"):
+        if name == "two":
+            monkeypatch.setattr(actors, "lend_tower", lambda *_: False)
+        ppo = trainer(folder, tmp_path / name, reward_model=str(elsewhere))
+        seen[name] = []
+
+        def forward(self: Any, x: torch.Tensor, *args: Any, counts: Any = seen[name], **how: Any) -> Any:
+            counts.append(len(x))
+            return real(self, x, *args, **how)
+
+        monkeypatch.setattr(tower, "forward", forward)
+        prompts, _, rollout = ppo.roll_out(1)
+        scores[name] = rollout.scores
+        models = [one.model.get_base_model().model for one in (ppo.actors.lmm, ppo.actors.reward.lmm)]
+        assert models[0] is not models[1]
+        assert (models[0].vision_tower is models[1].vision_tower) == (name == "one")
+    pictures = len({p.image.id for p in prompts if p.image is not None})
+    assert (sum(seen["one"]), sum(seen["two"])) == (pictures, 2 * pictures)
+    assert torch.equal(scores["one"], scores["two"]) and float(scores["one"].std()) > 0.01
+
+
+@pytest.mark.parametrize("differs", ["weight", "layer", "pixels", "precision"])
+def test_towers_that_see_otherwise_stay_apart(
+    request: pytest.FixtureRequest, elsewhere: Path, differs: str
+) -> None:
+    policy = load(ModelSettings(path=str(request.getfixturevalue("world") / "base"), device="cpu"))
+    judge = RewardModel.load(elsewhere).lmm
+    base = judge.model.get_base_model()
+    tower = base.model.vision_tower
+    if differs == "weight":
+        list(tower.parameters())[-1].data.flatten()[-1] += 1e-6
+    elif differs == "layer":
+        base.config.vision_feature_layer = -1
+    elif differs == "pixels":
+        judge.processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+    else:
+        tower.to(torch.bfloat16)
+    assert not lend_tower(policy, judge)
+    assert base.model.vision_tower is tower is not policy.model.model.vision_tower
 
 
 def test_every_step_samples_anew(request: pytest.FixtureRequest, tmp_path: Path) -> None:
