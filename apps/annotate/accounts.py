@@ -44,6 +44,8 @@ SESSION = (
     .where(sessions.c.token_hash == bindparam("hash"))
 )
 _WRONG = "the name or the password is wrong"
+#: hexadecimal digits of a code's hash that name its invitation; nothing leads from them to the code
+_NAMING = 10
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,28 @@ class SignedIn:
 
 @dataclass(frozen=True)
 class Invitation:
+    """As it was made. The code is shown once and stored as a hash."""
+
     code: str
     role: str
     uses: int
+    #: seconds since the epoch
+    expires: float
+
+    @property
+    def id(self) -> str:
+        return _sha(self.code)[:_NAMING]
+
+
+@dataclass(frozen=True)
+class OpenInvitation:
+    """One by which somebody can still come in, without its code."""
+
+    id: str
+    role: str
+    uses_left: int
+    #: seconds since the epoch
+    created: float
     expires: float
 
 
@@ -228,27 +249,44 @@ class Accounts:
         self._store.write(work)
         return made
 
+    def invitations(self) -> list[OpenInvitation]:
+        """Those by which somebody can still come in, the newest first."""
+        open_ = (invitations.c.uses_left > 0) & (invitations.c.expires > self._clock())
+        query = select(invitations).where(open_).order_by(invitations.c.created.desc())
+        with self._store.read() as connection:
+            found = connection.execute(query).all()
+        return [
+            OpenInvitation(row.code_hash[:_NAMING], row.role, row.uses_left, row.created, row.expires)
+            for row in found
+        ]
+
+    def revoke(self, named: str) -> None:
+        """End the invitation of that id; accounts that it made stay. Raises Refused (404) for none."""
+        gone = delete(invitations).where(func.substr(invitations.c.code_hash, 1, _NAMING) == named)
+        if not self._store.write(lambda connection: connection.execute(gone).rowcount):
+            raise not_found(f"no invitation {named!r}; it may be over, or revoked already")
+
     def join(
         self, code: str, name: str, password: str, address: str, replaces: str | None = None
     ) -> SignedIn:
         """Make an account by an invitation, and come in; the session of the token ``replaces`` ends.
 
         Raises:
-            Refused: the code is unknown, used up or too old (403); a bad or taken name, or a bad password;
-                too many tries with wrong codes (429).
+            Refused: the code is unknown, used up, revoked or too old (403); a bad or taken name, or a bad
+                password; too many tries with wrong codes (429).
         """
         self.guesses.begin(None, address)
         with self._store.read() as connection:
             known = self._invitation(connection, code) is not None
         if not known:
-            raise forbidden("the invitation is unknown, used up or too old; ask for another")
+            raise forbidden("the invitation is unknown, used up, revoked or too old; ask for another")
         self.guesses.right(None, address)
         hashed = self._hashed(name, password, ROLES[0])
 
         def work(connection: Connection) -> SignedIn:
             found = self._invitation(connection, code)
             if found is None:
-                raise forbidden("the invitation is used up; ask for another")
+                raise forbidden("the invitation is used up or revoked; ask for another")
             left = update(invitations).where(invitations.c.code_hash == found.code_hash)
             connection.execute(left.values(uses_left=found.uses_left - 1))
             self._end(connection, replaces)

@@ -192,6 +192,11 @@ def _user(service: Service, args: argparse.Namespace) -> None:
 
             made = accounts.invite(args.role, args.uses, args.days)
             print(f"{args.url.rstrip('/')}{invitation_path(made)}")
+        case "invitations":
+            print("\n".join(words.invitations(accounts.invitations())))
+        case "revoke":
+            accounts.revoke(args.id)
+            print(f"the invitation {args.id} is revoked; accounts that it made stay")
 
 
 def _password() -> str:

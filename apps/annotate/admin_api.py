@@ -6,7 +6,9 @@
     GET  /api/admin/bias                                 -> stats.bias
     GET  /api/admin/disputed?after=0&limit=20            -> {count, pairs: [results.Disputed]}
     POST /api/admin/adjudicate  {pair, token, hallucination, helpfulness, note?}  -> results.Kept
-    POST /api/admin/invite      {role?, uses?, days?}    -> {code, path, role, uses, expires}
+    POST /api/admin/invite      {role?, uses?, days?}    -> {id, code, path, role, uses, expires}
+    GET  /api/admin/invitations                          -> [accounts.OpenInvitation]
+    POST /api/admin/revoke      {id}
     POST /api/admin/labeler     {name, disabled?, limit?, retake?}
     GET  /api/admin/rules                                -> assign.Rules
     POST /api/admin/rules       {lease?, ...}            -> assign.Rules
@@ -51,6 +53,10 @@ class Invite(Body):
     role: Literal["labeler", "admin"] = "labeler"
     uses: int = 1
     days: float = 7.0
+
+
+class Revoke(Body):
+    id: str = Field(max_length=64)
 
 
 class OfLabeler(Body):
@@ -103,7 +109,19 @@ class AdminApi(Api):
 
         def work(_: Session) -> object:
             made = self.service.accounts.invite(body.role, body.uses, body.days)
-            return asdict(made) | {"path": invitation_path(made)}
+            return asdict(made) | {"id": made.id, "path": invitation_path(made)}
+
+        return await self.run(request, work, ADMIN)
+
+    async def invitations(self, request: Request) -> Response:
+        return await self.run(request, lambda _: self.service.accounts.invitations(), ADMIN)
+
+    async def revoke(self, request: Request) -> Response:
+        body = await read(request, Revoke)
+
+        def work(_: Session) -> object:
+            self.service.accounts.revoke(body.id)
+            return {"revoked": body.id}
 
         return await self.run(request, work, ADMIN)
 
@@ -174,9 +192,11 @@ def add_routes(app: FastAPI, service: Service, site: Site) -> None:
     api = AdminApi(service, site)
     gets = {
         "overview": api.overview, "labelers": api.labelers, "agreement": api.agreement, "bias": api.bias,
-        "disputed": api.disputed, "sizes": api.sizes, "export": api.export,
+        "disputed": api.disputed, "sizes": api.sizes, "export": api.export, "invitations": api.invitations,
     }  # fmt: skip
-    posts = {"adjudicate": api.adjudicate, "invite": api.invite, "labeler": api.labeler}
+    posts = {
+        "adjudicate": api.adjudicate, "invite": api.invite, "revoke": api.revoke, "labeler": api.labeler,
+    }  # fmt: skip
     for method, endpoints in (("GET", gets), ("POST", posts)):
         for name, endpoint in endpoints.items():
             app.add_route(f"/api/admin/{name}", endpoint, methods=[method])

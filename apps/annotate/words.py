@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from typing import Any
 
+from apps.annotate.accounts import OpenInvitation
 from apps.annotate.results import LabelerRow
 
 _FIGURES = {
@@ -71,5 +73,22 @@ def users(labelers: Sequence[LabelerRow]) -> list[str]:
         told = ["–" if share["value"] is None else f"{share['value']:.2f}" for share in shares]
         counts = (str(row.votes), str(row.skips), "–" if seconds is None else f"{seconds:.1f}")
         rows.append((row.name, role, row.qualification or "–", *counts, *told))
-    widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
+    return _columns(rows)
+
+
+def invitations(found: Sequence[OpenInvitation]) -> list[str]:
+    """A table of the invitations that are open."""
+    if not found:
+        return ["no invitation is open"]
+    rows = [("id", "role", "uses left", "made", "until")]
+    rows += [(one.id, one.role, str(one.uses_left), _when(one.created), _when(one.expires)) for one in found]
+    return _columns(rows)
+
+
+def _when(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M} UTC"
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]

@@ -256,6 +256,44 @@ def test_an_invitation_and_a_rule(go: Go, voted: Project) -> None:
     assert {row.name: row.role for row in voted.service.labelers()}["newcomer"] == "labeler"
 
 
+def test_an_invitation_is_revoked(go: Go, voted: Project) -> None:
+    accounts = voted.service.accounts
+    visit = go()
+    page = enter(visit, "root")
+    page.wait_for_selector("#ad-overview .ad-tile")
+    assert page.locator(".ad-open table").count() == 0
+    old = accounts.invite("admin", 3)
+    voted.clock.now += 60
+    page.click("text=Make an invitation")
+    page.wait_for_selector(".ad-open tbody tr >> nth=1")
+    new = accounts.invitations()[0]
+    rows = page.locator(".ad-open tbody tr")
+    # the newest first, and no code
+    assert [text.split()[:3] for text in rows.all_inner_texts()] == [
+        [new.id, "labeler", "1"], [old.id, "admin", "3"],
+    ]  # fmt: skip
+    assert old.code not in page.content()
+    page.click(f'[aria-label="Revoke {new.id}"]')
+    page.click("text=Keep it")
+    assert len(accounts.invitations()) == 2
+    for one, made in ((old, 1), (new, 0)):
+        # the link of another invitation is still there to be copied
+        assert page.locator(".ad-link").count() == 1
+        page.click(f'[aria-label="Revoke {one.id}"]')
+        page.click("text=Revoke it")
+        page.wait_for_selector(f'[aria-label="Revoke {one.id}"]', state="detached")
+        assert page.locator(".ad-link").count() == made
+    assert accounts.invitations() == [] and page.locator(".ad-open table").count() == 0
+    # one that is over meanwhile goes, with a word
+    gone = accounts.invite()
+    page.click("#ad-overview >> text=Refresh")
+    page.click(f'[aria-label="Revoke {gone.id}"]')
+    accounts.revoke(gone.id)
+    page.click("text=Revoke it")
+    page.wait_for_selector("text=it may be over, or revoked already")
+    page.wait_for_selector(".ad-open table", state="detached")
+
+
 def test_an_account_is_shut_out(go: Go, voted: Project) -> None:
     visit = go()
     page = enter(visit, "root", "#labelers")
@@ -280,7 +318,7 @@ def test_nothing_for_labelers(go: Go) -> None:
     for name in TABS[1:]:
         tab(admin, name)
     asked = {urlsplit(one).path for one in admin.asked if "/api/admin/" in one}
-    assert len(asked) == 7
+    assert len(asked) == 8
     visit = go()
     page = enter(visit, "ann")
     page.wait_for_selector("text=This page is for admins")

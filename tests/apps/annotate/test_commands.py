@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
 import socket
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -114,6 +117,29 @@ def test_accounts(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert align("users", "invite", "--url", "http://here/") == 0
     assert capsys.readouterr().out.startswith("http://here/#join=")
     assert align("users", "disable", "nobody") == 2
+
+
+def test_invitations_are_listed_and_revoked(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    # the commands' clock
+    project.clock.now, store = time.time(), ("--store", project.url)
+    assert align("users", *store, "invitations") == 0
+    assert capsys.readouterr().out == "no invitation is open\n"
+    assert align("users", *store, "invite", "--role", "admin", "--uses", "12", "--days", "2") == 0
+    code = capsys.readouterr().out.strip().partition("#join=")[2]
+    assert align("users", *store, "invitations") == 0
+    out = capsys.readouterr().out
+    head, row = out.splitlines()
+    assert head.split() == ["id", "role", "uses", "left", "made", "until"]
+    (found,) = project.service.accounts.invitations()
+    times = [datetime.fromtimestamp(t, timezone.utc) for t in (found.created, found.expires)]
+    told = [word for at in times for word in (*f"{at:%Y-%m-%d %H:%M}".split(), "UTC")]
+    assert row.split() == [found.id, "admin", "12", *told] and times[1] - times[0] == timedelta(days=2)
+    assert code not in out and hashlib.sha256(code.encode()).hexdigest() not in out
+    assert align("users", *store, "revoke", found.id) == 0
+    assert capsys.readouterr().out == f"the invitation {found.id} is revoked; accounts that it made stay\n"
+    assert project.service.accounts.invitations() == []
+    assert align("users", *store, "revoke", found.id) == 2
+    assert f"no invitation '{found.id}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import sqlite3
@@ -239,6 +240,44 @@ def test_invitations(project: Project, enter: Enter) -> None:
     late = root.post("admin/invite", {"days": 1}).json()["code"]
     project.clock.now += 86400
     assert new.post("join", join | {"name": "ewa", "code": late}).status_code == 403
+
+
+def test_an_invitation_is_listed_and_revoked(project: Project, enter: Enter) -> None:
+    root, ann, new = enter("root", "admin"), enter("ann"), Browser(project)
+    assert root.get("admin/invitations").json() == []
+    first = root.post("admin/invite", {"uses": 3, "days": 1}).json()
+    made = project.clock.now
+    project.clock.now += 60
+    second = root.post("admin/invite", {"role": "admin"}).json()
+    join = {"name": "eve", "password": PASSWORD, "code": first["code"]}
+    assert new.post("join", join).status_code == 200
+    found = root.get("admin/invitations")
+    one = {"id": first["id"], "role": "labeler", "uses_left": 2, "created": made, "expires": made + 86400}
+    times = {"created": made + 60, "expires": made + 60 + 7 * 86400}
+    other = {"id": second["id"], "role": "admin", "uses_left": 1, **times}
+    assert found.json() == [other, one]
+    for code in (first["code"], second["code"]):
+        hashed = hashlib.sha256(code.encode()).hexdigest()
+        assert code not in found.text and hashed not in found.text
+        # the name of an invitation is none, and opens nothing
+        for wrong in (hashed, hashed[:10]):
+            assert new.post("join", join | {"name": "mallory", "code": wrong}).status_code == 403
+    assert code_of(ann.get("admin/invitations")) == (403, "forbidden")
+    assert code_of(ann.post("admin/revoke", {"id": first["id"]})) == (403, "forbidden")
+    assert code_of(root.post("admin/revoke", {"id": first["id"]}, **{"X-CSRF-Token": ""}))[0] == 403
+    assert code_of(root.post("admin/revoke", {})) == (422, "invalid")
+    for wrong in ("", "%", first["id"][:-1], first["code"], "0" * 10):
+        assert code_of(root.post("admin/revoke", {"id": wrong})) == (404, "not_found"), wrong
+    assert root.post("admin/revoke", {"id": first["id"]}).json() == {"revoked": first["id"]}
+    assert root.get("admin/invitations").json() == [other]
+    assert code_of(new.post("join", join | {"name": "ewa"})) == (403, "forbidden")
+    assert root.post("admin/revoke", {"id": first["id"]}).status_code == 404
+    # whoever came in by it stays; one that is used up or over is no open one
+    assert new.login("eve").status_code == 200
+    assert new.post("join", join | {"name": "boss", "code": second["code"]}).status_code == 200
+    root.post("admin/invite", {"days": 1})
+    project.clock.now += 86400
+    assert enter("root", "admin").get("admin/invitations").json() == []
 
 
 def test_secrets_are_not_in_the_store(project: Project, enter: Enter) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, insert, inspect, select, update
 
-from apps.annotate.errors import StoreError
+from apps.annotate.accounts import Accounts
+from apps.annotate.errors import Refused, StoreError
 from apps.annotate.service import Service
 from apps.annotate.store import Store, backup, open_store, parse_url, put_setting, shown
 from apps.annotate.tables import VERSION, events, pairs, schema_version, settings, tables, users
@@ -37,6 +38,18 @@ def test_a_commit_waits_for_the_disk(store: Store) -> None:
         assert asked == ["wal", 2]
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 15_000
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+
+
+def test_an_invitation_is_revoked_in_postgresql(database: str) -> None:
+    store = open_store(database, create=True)
+    accounts = Accounts(store, lambda: 1_800_000_000.0)
+    made = [accounts.invite(uses=k) for k in (1, 2)]
+    assert {(one.id, one.uses_left) for one in accounts.invitations()} == {(made[0].id, 1), (made[1].id, 2)}
+    accounts.revoke(made[0].id)
+    assert [one.id for one in accounts.invitations()] == [made[1].id]
+    with pytest.raises(Refused, match="no invitation"):
+        accounts.revoke(made[0].id)
+    store.close()
 
 
 def test_postgresql_waits_for_the_disk_too(database: str) -> None:

@@ -93,8 +93,54 @@
 
   // --- invitations ---
 
+  const moment = (seconds) => el("span", { class: "ad-cell", title: admin.when(seconds) }, admin.day.format(seconds * 1000), el("small", {}, admin.clock.format(seconds * 1000)));
+  const COLUMNS = [
+    { title: "id", value: (r) => r.id, show: (r) => el("code", {}, r.id) },
+    { title: "role", value: (r) => r.role, show: (r) => r.role },
+    { title: "uses left", numeric: true, value: (r) => r.uses_left, show: (r) => count(r.uses_left) },
+    { title: "made", numeric: true, value: (r) => r.created, show: (r) => moment(r.created) },
+    { title: "until", numeric: true, value: (r) => r.expires, show: (r) => moment(r.expires) },
+  ];
+  const sort = { by: 3, down: true };
+
+  /** The invitations that are open; `ended(id)` is called for one that was revoked. */
+  function standing(ended) {
+    const into = el("div", { class: "ad-open", tabindex: "-1" });
+    let shown = null;
+    const fill = (rows) => {
+      // the same table stays, and with it the button that has the focus
+      if (JSON.stringify(rows) === shown) return;
+      shown = JSON.stringify(rows);
+      const actions = { title: "", show: (row) => el("button", { type: "button", class: "al-button", "aria-label": `Revoke ${row.id}`, onclick: () => ask(row) }, "Revoke") };
+      into.replaceChildren(...(rows.length ? [el("h4", {}, "Open invitations"), admin.table({ label: "Open invitations", columns: [...COLUMNS, actions], rows, sort })] : []));
+    };
+    const renew = async () => fill(await get("invitations"));
+    function ask(row) {
+      const keep = el("button", { type: "button", class: "al-button", onclick: () => dialog.close() }, "Keep it");
+      const revoke = el("button", { type: "button", class: "al-button danger" }, "Revoke it");
+      revoke.addEventListener("click", () => admin.doing(dialog, async () => {
+        try {
+          await align.api("POST", "/api/admin/revoke", { id: row.id });
+          align.toast("The invitation is revoked", "good");
+          ended(row.id);
+        } finally {
+          // over already, or revoked by somebody else: the table says so
+          dialog.close();
+          await renew();
+        }
+        into.focus();
+      }));
+      const dialog = align.dialog("ad-dialog", el("h3", {}, "Revoke the invitation?"),
+        note(`${row.id}, for ${plural(row.uses_left, row.role)}. Its link makes no more accounts; those that it made stay.`), el("div", { class: "ad-foot" }, keep, revoke));
+    }
+    return { into, fill, renew };
+  }
+
   function invitations() {
     const made = el("div", { "aria-live": "polite" });
+    const open = standing((id) => {
+      if (made.dataset.id === id) made.replaceChildren();
+    });
     const form = el("form", { class: "ad-form" },
       field("role", "Role", "", { options: [["labeler", "labeler"], ["admin", "admin"]] }),
       field("uses", "People", "accounts it can make", { type: "number", min: "1", max: "10000", step: "1", value: "1", required: "" }),
@@ -108,12 +154,15 @@
         const found = await align.api("POST", "/api/admin/invite", body);
         const link = el("input", { class: "al-input ad-link", readonly: "", "aria-label": "The invitation’s link", value: location.origin + found.path });
         link.addEventListener("focus", () => link.select());
+        made.dataset.id = found.id;
         const words = `For ${plural(found.uses, found.role)}, until ${admin.when(found.expires)}. It is shown only now; whoever has it can use it.`;
         made.replaceChildren(el("div", { class: "ad-made" }, link, admin.copier(() => link.value)), note(words));
         link.focus();
+        await open.renew();
       });
     });
-    return card("Invite people", note("A link by which people make accounts of their own, with passwords of their own."), form, made);
+    const text = note("A link by which people make accounts of their own, with passwords of their own.");
+    return { fill: open.fill, card: card("Invite people", text, form, made, open.into) };
   }
 
   // --- rules ---
@@ -148,13 +197,16 @@
   }
 
   let figures = null;
+  let invite = null;
 
-  function draw(into, { overview, reasons, rules: now }) {
+  function draw(into, { overview, reasons, rules: now, invitations: open }) {
     // forms are kept as they are: a refresh must not take what somebody is typing
     if (figures === null || !into.contains(figures)) {
       figures = el("div", { class: "ad-stack" });
-      into.replaceChildren(figures, el("div", { class: "ad-two" }, invitations(), rules(now)));
+      invite = invitations();
+      into.replaceChildren(figures, el("div", { class: "ad-two" }, invite.card, rules(now)));
     }
+    invite.fill(open);
     figures.replaceChildren(progress(overview), tiles(overview), el("div", { class: "ad-two" }, throughput(overview), skips(overview, reasons)));
   }
 
@@ -163,8 +215,8 @@
     title: "Overview",
     every: 30,
     load: async () => {
-      const [overview, reasons, rules] = await Promise.all([get("overview"), align.api("GET", "/api/reasons"), get("rules")]);
-      return { overview, reasons, rules };
+      const [overview, reasons, rules, invitations] = await Promise.all([get("overview"), align.api("GET", "/api/reasons"), get("rules"), get("invitations")]);
+      return { overview, reasons, rules, invitations };
     },
     draw,
   });
