@@ -92,7 +92,7 @@ def run(settings: RoundsSettings) -> Path | Awaited:
             return output
         if prompts is not None:
             rejects.write(output / "rejects.jsonl")
-            manifest = {"rounds": deal(settings, prompts), "policy": None}
+            manifest: dict[str, Any] = {"rounds": deal(settings, prompts), "policy": None}
             if settings.labels.store is not None:
                 manifest["store"] = resolved(settings.labels.store)
             write_json(output / MANIFEST, manifest)
