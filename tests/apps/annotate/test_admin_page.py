@@ -381,6 +381,9 @@ def test_a_phone_and_the_dark(go: Go) -> None:
         width, sees = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert width <= sees == 400, name
         assert visit.faint() == [], name
+        for button in page.locator(f"#ad-{name} .al-button.primary").all():
+            button.hover()
+            assert visit.faint() == [], name
     dark = page.evaluate("getComputedStyle(document.querySelector('#align-admin .ad-head')).backgroundColor")
     page.click('[aria-label="Light colours"]')
     light = page.evaluate("getComputedStyle(document.querySelector('#align-admin .ad-head')).backgroundColor")
