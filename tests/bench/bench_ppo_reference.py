@@ -381,4 +381,4 @@ def test_medium_lengths(world: Path, tmp_path: Path) -> None:
 
 def test_all_of_full_length(world: Path, tmp_path: Path) -> None:
     """No response is padded in either."""
-    race(Race(build(world, tmp_path, WORLD, 1.0)), "large tower, all responses of full length", repeats=3)
+    race(Race(build(world, tmp_path, WORLD, 1.0)), "large tower, all responses of full length")
