@@ -170,7 +170,7 @@ FAULTS = [
     Fault("image tokens are learned", render.Renderer._expand,
           "= [IGNORE] * count", "= [self.image_token_id] * count",
           test_render.test_ids_and_mask_equal_a_handmade_sequence),
-    Fault("facts ahead of the response", render.Renderer._judged,
+    Fault("facts ahead of the response", render.Renderer.judged,
           "*messages,\n"
           '            Message(role="assistant", content=response),\n'
           '            Message(role="user", content=question),',

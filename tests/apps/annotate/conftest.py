@@ -26,7 +26,7 @@ from apps.annotate.passwords import Cost
 from apps.annotate.results import Answers, Task
 from apps.annotate.server import create_app
 from apps.annotate.service import Service
-from apps.annotate.store import open_store
+from apps.annotate.store import open_store, put_setting
 from apps.annotate.web import Site
 from data.convert import Source
 from data.jsonl import write_records
@@ -123,6 +123,8 @@ def make_project(tmp_path: Path) -> Iterator[MakeProject]:
         event.listen(store.engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=OFF").close())
         store.engine.dispose()
         clock = Clock()
+        # what it decides is the same in every run
+        store.write(lambda connection: put_setting(connection, "secret", "of the tests"))
         service = Service(store, images=folder / "images", clock=clock, rng=random.Random(0), cost=CHEAP)
         service.set_rules({"gold_every": 0, "qualification": 0, "pass_mark": 0, "lease": 600.0})
         project = Project(folder, service, clock)
