@@ -105,9 +105,14 @@ def test_postgresql(tmp_path: Path, database: str) -> None:
     under_load(tmp_path, database)
 
 
-def test_a_server_that_is_killed_has_kept_what_it_acknowledged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_server_that_is_killed_has_kept_what_it_acknowledged(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """kill -9 in the middle; the labelers' requests whose answers were lost are sent again."""
     url = f"sqlite:///{tmp_path / 'votes.db'}"
+    if kind == "postgresql":
+        url = request.getfixturevalue("database")
     people = prepare(tmp_path, url, 6, 20)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
