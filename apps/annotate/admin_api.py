@@ -12,7 +12,7 @@
     POST /api/admin/labeler     {name, disabled?, limit?, retake?}
     GET  /api/admin/rules                                -> assign.Rules
     POST /api/admin/rules       {lease?, ...}            -> assign.Rules
-    GET  /api/admin/sizes                                -> exports.sizes, and which layouts there are
+    GET  /api/admin/sizes                                -> exports.sizes, the layouts, and the store's URL
     GET  /api/admin/export?labels=majority&to=schema     -> the file
 
 Choices are by response index in the data's order; null is a tie.
@@ -35,6 +35,7 @@ from apps.annotate.accounts import Invitation, Session
 from apps.annotate.errors import invalid
 from apps.annotate.exports import LABELS, TARGETS, export
 from apps.annotate.service import Service
+from apps.annotate.store import without_password
 from apps.annotate.web import Api, Body, Site, read
 from data.errors import DataError
 
@@ -147,7 +148,11 @@ class AdminApi(Api):
 
     async def sizes(self, request: Request) -> Response:
         def work(_: Session) -> object:
-            return {"labels": self.service.export_sizes(), "targets": TARGETS}
+            return {
+                "labels": self.service.export_sizes(),
+                "targets": TARGETS,
+                "store": without_password(self.service.store.url),
+            }
 
         return await self.run(request, work, ADMIN)
 

@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     args, more = parser.parse_known_args(arguments)
     made = make(args.output, args.pairs, args.seed)
     store = f"sqlite:///{args.output / 'votes.db'}"
+    print(f"the store is {store}: give it to stats, export and users as --store {store}", flush=True)
     words = ["annotate", "serve", "--store", store, "--images", str(args.output / "world")]
     words += ["--port", str(args.port)]
     for name, file in made.items():

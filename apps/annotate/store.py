@@ -44,6 +44,10 @@ BUSY = 15.0
 _TURN = 0x616C69676E
 #: jobs that share one commit at most
 _BATCH = 64
+_ABSENT = (
+    "give --store the URL that serve was given, such as sqlite:///runs/annotate/votes.db, or make one "
+    "(align annotate import)"
+)
 _SETTING = select(settings.c.value).where(settings.c.name == bindparam("name"))
 
 
@@ -67,6 +71,13 @@ def parse_url(text: str) -> URL:
 def shown(url: URL) -> str:
     """A URL without its password."""
     return url.render_as_string(hide_password=True)
+
+
+def without_password(url: URL) -> str:
+    """A URL as ``--store`` takes it, with no password in it, nor one among its options."""
+    options = url.difference_update_query(["password", "sslpassword"]).query
+    place = (url.username, None, url.host, url.port, url.database, options)
+    return URL.create(url.get_backend_name(), *place).render_as_string()
 
 
 def make_engine(url: URL) -> Engine:
@@ -254,7 +265,7 @@ def open_store(text: str, *, create: bool = False) -> Store:
         elif names & set(tables.tables):
             raise StoreError(f"{shown(url)}: holds tables of another program; name another database")
         elif not create:
-            raise StoreError(f"{shown(url)}: no store there; make one (align annotate import)")
+            raise StoreError(f"{shown(url)}: no store there; {_ABSENT}")
         else:
             store.write(_create)
     except DBAPIError as error:
@@ -274,7 +285,7 @@ def _check_file(path: Path, create: bool) -> None:
     if path.exists():
         return
     if not create:
-        raise StoreError(f"{path}: no store there; make one (align annotate import)")
+        raise StoreError(f"{path}: no store there; {_ABSENT}")
     path.parent.mkdir(parents=True, exist_ok=True)
     # hashes of passwords will be in it; the files beside it get the same permissions
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))

@@ -86,7 +86,7 @@ def test_import_export_stats_and_backup(
     assert align("backup", *store, "copy.db") == 0
     assert align("stats", "--store", "sqlite:///copy.db") == 0
     assert align("stats", "--store", "sqlite:///none.db") == 2
-    assert "no store there; make one" in capsys.readouterr().err
+    assert "no store there; give --store the URL that serve was given" in capsys.readouterr().err
 
 
 def test_accounts(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

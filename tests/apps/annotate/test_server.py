@@ -15,6 +15,7 @@ from apps.annotate.accounts import BY_ACCOUNT, BY_ADDRESS, IDLE, LONGEST_SESSION
 from apps.annotate.pages import with_pages
 from apps.annotate.serve import Address
 from apps.annotate.server import create_app
+from apps.annotate.store import open_store, parse_url, without_password
 from apps.annotate.web import MAX_BODY, Site
 from tests.apps.annotate.conftest import PASSWORD, Browser, Enter, MakeProject, Project, code_of, pair
 
@@ -69,6 +70,21 @@ def test_admins_alone(enter: Enter) -> None:
         assert code_of(ann.post(f"admin/{path}", body)) == (403, "forbidden"), path
     for path in ("overview", "labelers", "agreement", "bias", "disputed", "rules", "sizes"):
         assert root.get(f"admin/{path}").status_code == 200, path
+
+
+def test_an_admin_is_told_the_stores_url(enter: Enter, project: Project) -> None:
+    found = enter("root", "admin").get("admin/sizes").json()
+    store = open_store(found["store"])
+    assert store.url == parse_url(project.url)
+    store.close()
+    for given, told in {
+        "postgresql://ann:secret@host:5433/votes?sslmode=require&password=secret": (
+            "postgresql://ann@host:5433/votes?sslmode=require"
+        ),
+        "postgresql://ann@host/votes": "postgresql://ann@host/votes",
+        "sqlite:///runs/votes.db": "sqlite:///runs/votes.db",
+    }.items():
+        assert without_password(parse_url(given)) == told
 
 
 def test_a_change_needs_the_sessions_own_token(enter: Enter) -> None:

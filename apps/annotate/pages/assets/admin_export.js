@@ -14,6 +14,9 @@
   };
   const chosen = { labels: "majority", to: "schema" };
 
+  /** A word of a shell's command. */
+  const quoted = (text) => (/^[\w.:/@%+=,-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
+
   function choices(name, legend, options, told, changed) {
     return el("fieldset", { class: "ad-options" }, el("legend", {}, legend), ...Object.entries(options).map(([value, [title, text]]) => {
       const input = el("input", { type: "radio", name, value, ...(chosen[name] === value ? { checked: "" } : {}) });
@@ -38,7 +41,7 @@
       const [records, words] = summary(found);
       const file = `${chosen.labels}${chosen.to === "llava_rlhf" ? ".json" : ".jsonl"}`;
       const address = `/api/admin/export?labels=${chosen.labels}&to=${chosen.to}`;
-      const command = `align annotate export ${file} --labels ${chosen.labels} --to ${chosen.to} --store URL`;
+      const command = `align annotate export ${file} --labels ${chosen.labels} --to ${chosen.to} --store ${quoted(found.store)}`;
       const link = records
         ? el("a", { class: "al-button primary", href: address, download: file }, `Download ${file}`)
         : el("span", { class: "al-button ad-off", "aria-disabled": "true" }, "Nothing to download yet");
