@@ -25,7 +25,7 @@ from align.config import (
     SftSettings,
     is_hub_id,
 )
-from align.models.adapters import adapter_of, add_adapters, lora_config, use_adapter
+from align.models.adapters import adapter_of, add_adapters, lora_config, quiet_peft, use_adapter
 from align.models.build import ModelError
 from align.models.lmm import Lmm, ScalarHead
 from align.models.quantized import quantization
@@ -156,7 +156,8 @@ def _adapter_config(base: Any, adapter: LoraSettings | Path) -> Any:
 def _wrapped(base: Any, config: Any) -> Any:
     from peft import get_peft_model
 
-    return get_peft_model(base, config, adapter_name=ADAPTER)
+    with quiet_peft():
+        return get_peft_model(base, config, adapter_name=ADAPTER)
 
 
 # --- the base ---

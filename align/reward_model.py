@@ -33,6 +33,7 @@ from align.models.lmm import (
     hidden_states,
     load,
     move,
+    quiet_peft,
     unwrap,
     use_adapter,
 )
@@ -316,9 +317,10 @@ class RewardModel:
 def attach(lmm: Lmm, folder: str | Path, name: str, *, trainable: bool = False) -> None:
     """Add a saved adapter to ``lmm.model`` under ``name``; what is active and what learns stays as it was."""
     if not isinstance(lmm.model, PeftModel):
-        lmm.model = PeftModel.from_pretrained(
-            lmm.model, str(folder), adapter_name=name, is_trainable=trainable
-        )
+        with quiet_peft():
+            lmm.model = PeftModel.from_pretrained(
+                lmm.model, str(folder), adapter_name=name, is_trainable=trainable
+            )
         return
     active = lmm.model.active_adapter
     learning = {n: p.requires_grad for n, p in lmm.model.named_parameters()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,15 @@ def check_adapter(path: str) -> None:
         raise ModelError(f"{path}: no weights (adapter_model.safetensors); the copy is incomplete")
 
 
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Around the building of a PeftModel: without the deprecation that PEFT, not the user, has to mend."""
+    # PeftModel.__init__ reads transformers' old name of `is_activation_checkpointing`; other warnings pass
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
 def add_adapters(
     model: PreTrainedModel, lora: LoraSettings, names: Sequence[str], *, full: Sequence[str] = ()
 ) -> Any:
@@ -46,7 +56,8 @@ def add_adapters(
     from peft import get_peft_model
 
     config = lora_config(model, lora, full=full)
-    wrapped = get_peft_model(model, config, adapter_name=names[0])
+    with quiet_peft():
+        wrapped = get_peft_model(model, config, adapter_name=names[0])
     for name in names[1:]:
         wrapped.add_adapter(name, config)
     use_adapter(wrapped, names[0], trainable=names)

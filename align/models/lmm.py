@@ -34,6 +34,7 @@ from align.models.adapters import adapters_off as adapters_off
 from align.models.adapters import add_adapters as add_adapters
 from align.models.adapters import check_adapter as check_adapter
 from align.models.adapters import lora_config as lora_config
+from align.models.adapters import quiet_peft as quiet_peft
 from align.models.adapters import use_adapter as use_adapter
 from align.models.build import CHAT_TEMPLATE as CHAT_TEMPLATE
 from align.models.build import ModelError as ModelError
@@ -182,7 +183,7 @@ def _fetch_config(adapter: str) -> None:
 def _merged(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
-    with named_errors(adapter, OSError):
+    with named_errors(adapter, OSError), quiet_peft():
         return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 

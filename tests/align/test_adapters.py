@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from align.models.lmm import (
     add_adapters,
     hidden_states,
     load,
+    quiet_peft,
     token_logprobs,
     use_adapter,
 )
 from align.models.quantized import keep_unpacked
 from align.models.tiny import build_tiny_llava
 from align.render import Renderer
+from align.reward_model import attach
 from data.schema import Message, Response
 from tests.align.test_lmm import LORA, _batch, _noisy
 
@@ -112,6 +115,18 @@ def test_adapter_is_merged_at_load(tiny_llava: Path, tmp_path: Path, pictures: l
     merged = load(ModelSettings(path=str(tiny_llava), adapter=str(tmp_path / "adapter")))
     assert not any("lora" in n for n, _ in merged.model.named_parameters())
     assert torch.allclose(hidden_states(merged.model, batch), expected, atol=1e-4)
+
+
+def test_a_user_does_not_read_what_peft_has_to_mend(tiny_llava: Path, tmp_path: Path) -> None:
+    folder = str(tmp_path / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        lmm = load(ModelSettings(path=str(tiny_llava)))
+        add_adapters(lmm.model, LORA, ["default"]).save_pretrained(folder)
+        load(ModelSettings(path=str(tiny_llava), adapter=folder))
+        attach(load(ModelSettings(path=str(tiny_llava))), folder, "default")
+        with pytest.raises(FutureWarning, match="another"), quiet_peft():
+            warnings.warn("another", FutureWarning, stacklevel=1)
 
 
 def test_adapters_merge_in_order(lmm: Lmm, pictures: list[PILImage.Image], tmp_path: Path) -> None:
