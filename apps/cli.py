@@ -144,10 +144,10 @@ def _parser(with_data: bool, with_annotate: bool) -> argparse.ArgumentParser:
     page.set_defaults(command=_ppo_page)
 
     demo = commands.add_parser("demo", help="the whole chain on the built-in world, from scratch")
-    demo.add_argument("--quick", action="store_true", help="a smaller run of a minute or two")
-    demo.add_argument(
-        "--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: %(default)s"
-    )
+    words = "a miniature of about a minute, whose figures mean nothing"
+    demo.add_argument("--quick", action="store_true", help=words)
+    words = "default: runs/demo, with --quick runs/demo-quick"
+    demo.add_argument("--output", type=Path, metavar="DIR", help=words)
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     demo.set_defaults(command=_demo)
 
@@ -344,7 +344,8 @@ def _ppo_page(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from apps import demo
 
-    demo.run(output=args.output, seed=args.seed, quick=args.quick)
+    output = args.output or Path("runs/demo-quick" if args.quick else "runs/demo")
+    demo.run(output=output, seed=args.seed, quick=args.quick)
     return 0
 
 

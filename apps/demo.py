@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from apps.chain import Scale, alone_in, chain, scale_of
+from apps.chain import QUICK, Scale, alone_in, chain, scale_of
 from apps.gates import read_report
 from apps.paired import MODELS, descriptions, pope
 from apps.scheduler import Progress, run_steps
@@ -72,6 +72,13 @@ _FOOTER = (
 )
 
 
+#: what the miniature says ahead of everything else
+_MINIATURE = (
+    "A miniature: it shows that everything runs. Models this little trained say little, and nothing about "
+    "the methods; `make demo` takes some minutes more."
+)
+
+
 def run(output: Path, seed: int = 0, quick: bool = False, scale: Scale | None = None) -> Path:
     """Run or continue the demo under ``output``; returns the page's path.
 
@@ -88,6 +95,8 @@ def run(output: Path, seed: int = 0, quick: bool = False, scale: Scale | None = 
     with alone_in(output):
         run_steps(chain(output, seed, sizes), on_change=follower(output, page))
     print(summary(output))
+    if is_miniature(output):
+        print(_MINIATURE)
     return page
 
 
@@ -123,7 +132,8 @@ def results(root: Path) -> dict[str, dict[str, Any]]:
 def build_page(root: Path, state: Progress, seconds: float) -> Page:
     """The page for where the chain under ``root`` stands, ``seconds`` after it was started."""
     found = results(root)
-    sections: list[Section] = [Text(_INTRO)]
+    sections: list[Section] = [Text(_MINIATURE)] if is_miniature(root) else []
+    sections.append(Text(_INTRO))
     if found:
         sections += [main_table(found), describe_table(found)]
         if changes := change_table(root, tuple(found)):
@@ -137,6 +147,12 @@ def build_page(root: Path, state: Progress, seconds: float) -> Page:
     title = "From a scene to an aligned, measured model"
     status = status_of(state, f"{seconds / 60:.1f} minutes")
     return Page(title, sections, "the built-in world, one seed", status, _FOOTER)
+
+
+def is_miniature(root: Path) -> bool:
+    """Whether the chain under ``root`` is of the sizes of ``--quick``."""
+    path = root / "demo.json"
+    return path.exists() and read_json(path).get("sft") == QUICK.sft
 
 
 def status_of(state: Progress, detail: str) -> Status:

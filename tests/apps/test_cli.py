@@ -285,6 +285,9 @@ def test_demo_and_study_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["demo", "--quick", "--seed", "4", "--output", "d"]) == 0
     assert cli.main(["study", "rlhf", "--seeds", "3", "--help"]) == 0
     assert seen == [{"output": Path("d"), "seed": 4, "quick": True}, ["--seeds", "3", "--help"]]
+    # each in a folder of its own: the one after the other is what people do
+    assert [cli.main(words) for words in (["demo", "--quick"], ["demo"])] == [0, 0]
+    assert [str(one["output"]) for one in seen[2:]] == ["runs/demo-quick", "runs/demo"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["sft", "--help"], ["study", "--help"], ["demo", "-h"]])

@@ -219,6 +219,8 @@ def test_a_failed_demo_says_so_and_goes_on(
     assert cli.main(command) == 0
     out = capsys.readouterr().out
     assert re.search(r"\d s  start  drawing the world\n +\d+ s  done   drawing the world\n", out)
+    assert "A miniature: it shows that everything runs." in out
+    assert "A miniature: it shows" in (tmp_path / "demo/report.html").read_text()
     instead(monkeypatch, stop)  # not called: the step is done
     assert cli.main(command) == 0
     assert "drawing" not in capsys.readouterr().out
