@@ -224,12 +224,18 @@ def show(args: argparse.Namespace) -> int:
         place = index if index < args.samples else rng.randrange(index + 1)
         if place < args.samples:
             chosen[place : place + 1] = [(index, record)]
-    items = [_item(record, args.images) for _, record in sorted(chosen, key=lambda pair: pair[0])]
+    records = [record for _, record in sorted(chosen, key=lambda pair: pair[0])]
+    items = [_item(record, args.images) for record in records]
     words = ", ".join(f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in counted.items())
     gallery = Gallery("Samples", items, f"{len(items)} of {counted.total()}, chosen by seed {args.seed}.")
     status = Status("finished", False, len(items), len(items), words)
-    write_report(output, Page(args.src.name, [Text(f"{args.src}: {words}."), gallery], "data", status))
-    print(f"the page: {output}")
+    told = [f"{args.src}: {words}."]
+    if args.images is None and any(
+        record.image is not None and record.image.data is None for record in records
+    ):
+        told.append("Pictures are not shown: give the folder that their paths start from (--images DIR).")
+    write_report(output, Page(args.src.name, [*map(Text, told), gallery], "data", status))
+    print("\n".join([*told[1:], f"the page: {output}"]))
     return 0
 
 

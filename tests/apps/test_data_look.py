@@ -76,9 +76,16 @@ def test_show_writes_a_page_of_samples(folder: Path, capsys: pytest.CaptureFixtu
     assert page.count("data:image/jpeg;base64,") == 3
     # texts are texts
     assert "&lt;b&gt;" in page and "<b>1</b>" not in page
+    assert "--images DIR" not in page and "--images DIR" not in capsys.readouterr().out
     first = page
     assert align("show", folder / "llava.json", "--images", folder, "--samples", 3, "--seed", 5) == 0
     assert (folder / "llava.json.html").read_text() != first
+
+
+def test_show_says_how_to_see_the_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert align("show", folder / "llava.json") == 0
+    assert "(--images DIR)" in capsys.readouterr().out
+    assert "(--images DIR)" in (folder / "llava.json.html").read_text()
 
 
 def test_mix_from_a_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
