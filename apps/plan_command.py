@@ -100,10 +100,18 @@ def find_judge(
 
 def _check_configs(settings: PpoSettings, judge: Judge) -> None:
     """Ahead of building, which takes seconds. Raises ModelError."""
+    from align.config import is_hub_id
     from align.meta import read_config
     from align.models.build import ModelError
 
-    read_config(settings.model)
+    path = settings.model.path
+    try:
+        read_config(settings.model)
+    except ModelError as error:
+        # e.g. the run that the recipe starts from, which was not trained here
+        if is_hub_id(path) or Path(path).is_dir():
+            raise
+        raise ModelError(f"{error}; or the base that it will be trained from: model.path=DIR") from error
     if judge.model.path != settings.model.path:
         try:
             read_config(judge.model)

@@ -172,6 +172,12 @@ def test_it_says_whether_it_fits(tiny: Path, capsys: pytest.CaptureFixture[str])
     assert "on each of 3 GPUs" in text and re.search(r"1: .* 2: .* 3: .* 4: .* 8: ", text)
 
 
+def test_a_base_that_is_not_trained_yet(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command(tiny, "reward_model=runs/none", "model.path=./runs/none/model")) == 2
+    said = capsys.readouterr().err
+    assert "no such directory" in said and "base that it will be trained from: model.path=DIR" in said
+
+
 def test_the_reward_model_is_found(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     named = "runs/llava15_13b/reward_fact"
