@@ -329,8 +329,11 @@ def _report(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     from apps import compare
+    from data.jsonl import read_json
 
-    print(f"done: {compare.run(args.first, args.second, args.output)}")
+    folder = compare.run(args.first, args.second, args.output)
+    print("\n".join(compare.in_short(read_json(folder / "compare.json"))))
+    print(f"done: {folder / 'compare.html'}")
     return 0
 
 

@@ -12,7 +12,7 @@ from data.jsonl import DataError, write_json
 from data.schema import Verdict
 from evals import metrics
 from evals.metrics import interval_from
-from evals.report import Cell, Page, Section, Table, Text, write_report
+from evals.report import Cell, Page, Section, Table, Text, format_number, write_report
 from evals.runner import Benchmark
 
 #: changed items shown on the page; the JSON has all
@@ -125,7 +125,9 @@ def page_of(whole: Mapping[str, Any]) -> Page:
         sections.append(Table(name, ["difference", "value", "n"], rows, note))
         for judge, items in found["changed"].items():
             if not items:
-                sections.append(Text(f"No verdict of {judge} changed.", title=f"{name}: changed items"))
+                sections.append(
+                    Text(f"No verdict of {judge} changed.", title=f"{name}: changed items ({judge})")
+                )
                 continue
             cells: list[list[Cell]] = [
                 [item["id"], item["question"], *(_told(item[side]) for side in ("first", "second"))]
@@ -141,6 +143,21 @@ def page_of(whole: Mapping[str, Any]) -> Page:
         drawn = "; ".join(f"{whole[side]}: {how or 'not known'}" for side, how in decoding.items())
         sections.insert(0, Text(f"The two were not decoded alike. {drawn}.", title="Decoding"))
     return Page(title, sections, footer=footer)
+
+
+def in_short(whole: Mapping[str, Any]) -> list[str]:
+    """A line a benchmark: the first difference of its table on the page, with its interval."""
+    lines = []
+    for name, found in whole["benchmarks"].items():
+        figures = {key: value for key, value in found.items() if key != "changed"}
+        label, first = next(intervals(figures), (None, None))
+        if label is None or first is None or not first["n"]:
+            lines.append(f"{name}: nothing to compare")
+            continue
+        value, low, high = (format_number(first[key], 3) for key in ("value", "low", "high"))
+        difference = f"{whole['first']} − {whole['second']} = {value} [{low}, {high}]"
+        lines.append(f"{name}, {label}: {difference}, n = {first['n']}")
+    return lines
 
 
 def tests_in(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -38,7 +38,9 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def test_answers_are_joined_by_id_and_what_changed_is_listed(tmp_path: Path, questions: Path) -> None:
+def test_answers_are_joined_by_id_and_what_changed_is_listed(
+    tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     right = {i: label.capitalize() for i, label in enumerate(LABELS)}
     one = _run(tmp_path, "one", right, questions)
     # the other answers in another order, always yes, and leaves out the last
@@ -55,6 +57,19 @@ def test_answers_are_joined_by_id_and_what_changed_is_listed(tmp_path: Path, que
     assert changed[0]["first"] == {"response": "No", "label": "no", "score": 1.0}
     page = (tmp_path / "diff/compare.html").read_text("utf-8")
     assert "4 changed items (pope/official)" in page and "one against other" in page
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"done: {tmp_path / 'diff/compare.html'}"
+    f1 = official["f1"]
+    interval = f"[{f1['low']:.3f}, {f1['high']:.3f}], n = {f1['n']}"
+    assert said[-2] == f"pope, by rule, official, f1: one − other = 0.286 {interval}"
+
+
+def test_what_did_not_change_is_told_once_a_judge(tmp_path: Path, questions: Path) -> None:
+    one = _run(tmp_path, "one", dict.fromkeys(range(10), "Yes"), questions)
+    assert cli.main(["eval", "compare", str(one), str(one), "--output", str(tmp_path / "diff")]) == 0
+    page = (tmp_path / "diff/compare.html").read_text("utf-8")
+    judges = read_json(tmp_path / "diff/compare.json")["benchmarks"]["pope"]["changed"]
+    assert len(judges) == 2 and all(f"pope: changed items ({judge})" in page for judge in judges)
 
 
 def test_two_versions_of_the_questions_are_not_compared(
