@@ -308,12 +308,18 @@ def grade(connection: Connection, user: int, rules: Rules, secret: str) -> str |
         .where(assignments.c.user_id == user, pairs.c.n.in_(test))
     )
     right = sum(is_right(row.record, row.hallucination, row.helpfulness) for row in connection.execute(query))
-    # a pool smaller than the test is passed by as many mistakes as the test allows
-    passed = right >= len(test) - (rules.qualification - rules.pass_mark)
-    outcome = "passed" if passed else "failed"
+    outcome = "passed" if right >= right_to_pass(rules, len(test)) else "failed"
     values = {"qualification": outcome, "qualification_right": right}
     connection.execute(update(users).where(users.c.id == user).values(**values))
     return outcome
+
+
+def right_to_pass(rules: Rules, items: int) -> int:
+    """Right answers that pass a test of so many items.
+
+    A pool smaller than the test is passed by as many mistakes as the test allows.
+    """
+    return max(0, items - (rules.qualification - rules.pass_mark))
 
 
 def retake(connection: Connection, user: int) -> None:

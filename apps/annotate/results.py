@@ -110,6 +110,8 @@ class Progress:
     qualification: str | None
     test_answered: int
     test_items: int
+    #: right answers that pass the test
+    test_pass: int
     #: work pairs with all their votes, or decided (in steps, where there are gold items); and all work pairs
     pairs_done: int
     pairs: int

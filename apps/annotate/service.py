@@ -251,6 +251,7 @@ class Service:
                 qualification=me.qualification,
                 test_answered=len(assign.settled_of(connection, user.id, test)) if test else 0,
                 test_items=len(test),
+                test_pass=assign.right_to_pass(rules, len(test)),
                 pairs_done=done if done == total else done - done % step,
                 pairs=total,
             )

@@ -65,6 +65,8 @@ def test_a_first_session_by_keyboard(browser: Browser, of_world: Project, world:
         page.wait_for_selector("dialog.guide")
         assert "join" not in page.url
         assert page.locator("dialog.guide .example").count() == len(guide.EXAMPLES)
+        first_words = page.inner_text("dialog.guide .pages > :first-child")
+        assert first_words.startswith("A test comes first: 2 pairs") and "all must be right" in first_words
         # nothing is held for somebody who still reads
         assert log(of_world) == [] and of_world.service.progress(of_world.service.accounts.session(
             visit.context.cookies()[0]["value"]).user).test_answered == 0  # fmt: skip
@@ -72,12 +74,16 @@ def test_a_first_session_by_keyboard(browser: Browser, of_world: Project, world:
         for number in (1, 2):
             page.wait_for_selector(f"text=test: item {number} of 2")
             assert page.is_disabled("text=Skip")
+            # the test's own answers can be taken back while it lasts
+            assert page.is_disabled(".tools >> text=Undo") == (number == 1)
             submit(page, "1" if right[texts(page)[0]] else "2")
         assert "You passed the test" in page.inner_text(".screen")
         press(page, "Enter")
         expected: list[tuple[str | None, str | None]] = []
         for keys in (("1",), ("b",), ("3", "1"), ("A",), ("t", "2")):
             page.wait_for_selector(".task")
+            # nothing to take back but the test, which is over
+            assert page.is_disabled(".tools >> text=Undo") == (not expected)
             a, b = texts(page)
             side = b if keys[-1] in ("2", "b") else a
             expected.append((None, side) if len(keys) == 2 else (side, None))

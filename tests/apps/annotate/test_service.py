@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+from apps.annotate.assign import Rules, right_to_pass
 from apps.annotate.errors import Refused
 from apps.annotate.results import Answers, NoTask, Task
 from apps.annotate.service import Service
@@ -436,6 +437,7 @@ def test_progress(make_project: MakeProject) -> None:
     project.vote("ann")
     found = project.service.progress(project.user("ann"))
     assert (found.votes, found.pairs_done, found.pairs, found.test_items) == (1, 2, 3, 0)
+    assert [right_to_pass(Rules(qualification=5, pass_mark=4), items) for items in (5, 3, 0)] == [4, 2, 0]
 
 
 def test_progress_does_not_tell_gold_items(make_project: MakeProject) -> None:

@@ -80,13 +80,23 @@
     ["M, arrows, Space", "mark sentences"], ["? or H", "instructions"], ["Esc", "close"],
   ];
 
-  /** Show the instructions; `done()` is called when they are closed. `first`: before the first pair. */
-  align.showGuide = (guide, first, done = () => {}) => {
+  function ahead({ items, pass }) {
+    const many = items === 1 ? "1 pair" : `${items} pairs`;
+    return el("p", { class: "al-note test" }, el("strong", {}, "A test comes first: "),
+      `${many} whose answers we know, and ${pass === items ? (items === 1 ? "it must be right" : "all must be right") : `${pass} of them must be right`}. None of them can be skipped. The real work comes after it.`);
+  }
+
+  /**
+   * Show the instructions; `done()` is called when they are closed. `first`: before the first pair.
+   * `test`: {items, pass} of a test that is still to be taken, or null.
+   */
+  align.showGuide = (guide, first, test = null, done = () => {}) => {
     const keys = el("dl", { class: "keys" }, KEYS.map(([key, what]) => el("div", {}, el("dt", {}, el("span", { class: "al-key" }, key)), el("dd", {}, what))));
     const close = el("button", { class: "al-button primary", type: "button", onclick: () => view.close() }, first ? "I have read this: start" : "Back to work");
     const view = align.dialog("guide",
       el("header", {}, el("h1", {}, "Instructions"), el("button", { class: "al-button quiet", type: "button", "aria-label": "Close the instructions", title: "Close (Esc)", onclick: () => view.close() }, "✕")),
       el("div", { class: "pages", tabindex: 0 },
+        test !== null && ahead(test),
         guide.own !== null && el("section", { class: "own", dir: "auto" }, el("h2", {}, "In this project"), markdown(guide.own)),
         el("section", {}, markdown(guide.text)),
         el("section", {}, el("h2", {}, "Worked examples"), el("p", { class: "al-hint" }, "False words are marked in red."), guide.examples.map((one, k) => worked(one, k + 1))),

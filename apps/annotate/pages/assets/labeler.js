@@ -46,16 +46,15 @@
       this.view = new align.View(this.root, this.actions(), session);
       this.view.screen("One moment", "");
       try {
-        [this.guide, this.reasons] = await Promise.all([this.patiently("GET", "guide"), this.patiently("GET", "reasons")]);
+        [this.guide, this.reasons] = await Promise.all([this.patiently("GET", "guide"), this.patiently("GET", "reasons"), this.count()]);
       } catch (error) {
         this.stuck(error);
         return;
       }
-      this.count();
       this.loadDraft();
       const seen = `align.guide.${session.user.name}`;
       if (this.kept(seen) === this.guide.version) this.next();
-      else align.showGuide(this.guide, true, () => { this.kept(seen, this.guide.version); this.next(); });
+      else align.showGuide(this.guide, true, this.test(), () => { this.kept(seen, this.guide.version); this.next(); });
     }
 
     /** What was chosen and marked outlives a reload of the tab, if the same pair comes again. */
@@ -210,7 +209,7 @@
     }
 
     nothing({ reason, wait }) {
-      const undo = this.counts?.votes + this.counts?.skips !== 0 && align.el("button", { class: "al-button", type: "button", onclick: () => this.undo() }, "Undo my last answer");
+      const undo = this.undoable() && align.el("button", { class: "al-button", type: "button", onclick: () => this.undo() }, "Undo my last answer");
       const given = `You have given ${this.counts?.votes ?? "your"} votes.`;
       if (reason === "failed") {
         this.view.screen("The test was not passed", "Thank you for your time. Fewer of your answers agreed with ours than this project needs. If you would like to try once more, ask whoever invited you.");
@@ -349,6 +348,18 @@
       }
     }
 
+    /** Whether there is an answer to take back: none of a test that is over, which holds for good. */
+    undoable() {
+      if (this.task?.stage === "qualification" && this.task.number > 1) return true;
+      return this.counts !== null && this.counts.votes + this.counts.skips > 0;
+    }
+
+    /** The test that is still to be taken: {items, pass}; null where there is none. */
+    test() {
+      const { counts } = this;
+      return counts?.test_items && counts.qualification === null ? { items: counts.test_items, pass: counts.test_pass } : null;
+    }
+
     async count() {
       this.counted = Date.now();
       try {
@@ -361,6 +372,7 @@
 
     showCounts() {
       const { counts, task, view } = this;
+      view?.canUndo(this.undoable());
       if (!counts || !view) return;
       if (task?.stage === "qualification") return view.progress((task.number - 1) / task.of, `test: item ${task.number} of ${task.of}`);
       const mine = `${counts.votes} ${counts.limit === null ? (counts.votes === 1 ? "vote" : "votes") : `of ${counts.limit} votes`}`;
@@ -373,7 +385,7 @@
     actions() {
       return {
         choose: (group, value) => this.choose(group, value), submit: () => this.submit(), undo: () => this.undo(), skip: (reason) => this.skip(reason),
-        mark: () => this.passages?.A.focus(), markSelected: () => this.marker.markTouched(), guide: () => this.guide && align.showGuide(this.guide, false),
+        mark: () => this.passages?.A.focus(), markSelected: () => this.marker.markTouched(), guide: () => this.guide && align.showGuide(this.guide, false, this.test()),
         zoom: () => this.view.image?.complete && this.view.image.naturalWidth > 0 && align.zoom(this.view.image), leave: () => this.leave(), back: () => this.back(),
       };
     }

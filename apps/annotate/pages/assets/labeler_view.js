@@ -124,7 +124,8 @@
       this.vote.classList.toggle("two", asks);
       this.first.classList.toggle("answered", asks);
       this.submit.disabled = busy || hallucination === null || (asks && helpfulness === null);
-      this.undo.disabled = busy;
+      this.busy = busy;
+      this.canUndo(this.undoable);
       this.skipButton.disabled = busy || this.test;
       this.body.querySelector(".pair").inert = busy;
       this.vote.setAttribute("aria-busy", String(busy));
@@ -133,6 +134,12 @@
     }
 
     // --- everything else ---
+
+    /** `undoable`: there is an answer to take back. */
+    canUndo(undoable) {
+      this.undoable = undoable;
+      if (this.undo) this.undo.disabled = this.busy || !undoable;
+    }
 
     /** A page without a pair. */
     screen(title, text, ...buttons) {
