@@ -275,8 +275,13 @@ def curves(root: Path) -> list[Section]:
             charts.append(Curves(title, lines, "step", label))
 
     add("SFT: training loss", "loss", "loss", {"SFT": "sft", "SFT+": "sft_plus"})
+    runs = {"RLHF": "ppo", "Fact-RLHF": "ppo_fact"}
     for key, title in CURVES.items():
-        add(title, key, title.split(": ")[1], {"RLHF": "ppo", "Fact-RLHF": "ppo_fact"})
+        add(title, key, title.split(": ")[1], runs)
+    for name, run in runs.items():
+        path = root / run / "result.json"
+        if path.exists() and (stopped := read_json(path)["stopped"]):
+            charts.append(Text(f"{name} ended early: {stopped}."))
     return charts
 
 

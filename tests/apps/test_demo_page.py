@@ -14,11 +14,11 @@ from apps import chain as chain_module
 from apps import cli, demo
 from apps.chain import POPE_SPLITS, QUICK, chain
 from apps.scheduler import Progress, Step, StepError
-from data.jsonl import write_lines
+from data.jsonl import write_json, write_lines
 from data.world.build import read_scenes
 from data.world.scene import OBJECTS
 from evals.metrics import Interval
-from evals.report import Curves, Gallery, Table, render_report
+from evals.report import Curves, Gallery, Table, Text, render_report
 
 Write = Callable[..., dict[str, Any]]
 
@@ -233,3 +233,9 @@ def test_a_defect_keeps_its_traceback_for_debugging(tmp_path: Path, monkeypatch:
     with pytest.raises(StepError) as caught:
         cli.main(["demo", "--quick", "--output", str(tmp_path / "demo")])
     assert "in stop" in str(caught.value.__cause__.__cause__)
+
+
+def test_a_run_that_ended_early_says_why(tmp_path: Path) -> None:
+    write_json(tmp_path / "ppo/result.json", {"steps": 15, "stopped": "after 16 steps the KL is 4.17"})
+    write_json(tmp_path / "ppo_fact/result.json", {"steps": 24, "stopped": None})
+    assert demo.curves(tmp_path) == [Text("RLHF ended early: after 16 steps the KL is 4.17.")]
