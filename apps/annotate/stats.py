@@ -75,6 +75,7 @@ def standing(connection: Connection) -> list[Vote]:
 def overview(connection: Connection, now: float) -> dict[str, Any]:
     """Totals, votes a day and an hour, time a vote, and when it will be done.
 
+    Votes are those on work pairs throughout; ``labelers_last_day`` gave any, be it of the test or on gold.
     ``seconds``: quartiles of the browser's and the server's time; ``by_day``: votes that stand of each day
     (UTC) that has any, the oldest first; ``by_hour``: of each of the last hours, this one at the end.
     """
@@ -85,8 +86,8 @@ def overview(connection: Connection, now: float) -> dict[str, Any]:
     of_kind = select(events.c.kind, func.count()).group_by(events.c.kind)
     kinds: Counter[str] = Counter(dict(connection.execute(of_kind).tuples().all()))
     given = [vote for vote in found if vote.role == WORK]
-    days = Counter(int(vote.at // DAY) for vote in found)
-    hours, this = Counter(int(vote.at // HOUR) for vote in found), int(now // HOUR)
+    days = Counter(int(vote.at // DAY) for vote in given)
+    hours, this = Counter(int(vote.at // HOUR) for vote in given), int(now // HOUR)
     return {
         "pairs": work[0],
         "pairs_done": work[0] - int(work[1] or 0),
@@ -98,8 +99,8 @@ def overview(connection: Connection, now: float) -> dict[str, Any]:
         "skips": kinds["skip"],
         "undone": kinds["undo"],
         "adjudicated": connection.scalar(select(func.count(pairs.c.adjudicated))),
-        "votes_last_hour": sum(vote.at > now - 3600 for vote in found),
-        "votes_last_day": sum(vote.at > now - DAY for vote in found),
+        "votes_last_hour": sum(vote.at > now - HOUR for vote in given),
+        "votes_last_day": sum(vote.at > now - DAY for vote in given),
         "labelers_last_day": len({vote.user for vote in found if vote.at > now - DAY}),
         "seconds": {
             "browser": _quartiles([v.seconds_browser for v in given if v.seconds_browser is not None]),

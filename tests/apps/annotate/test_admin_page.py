@@ -135,6 +135,11 @@ def test_overview_labelers_and_bias(go: Go, voted: Project) -> None:
     assert f"{found['seconds']['browser']['median']:.0f} s" in page.inner_text('[data-tile="time"]')
     assert page.inner_text('[data-tile="forecast"]') == "Every pair has its votes, or a decision."
     assert page.locator("#ad-overview .ad-column").count() == 48
+    # votes come whole
+    for most, levels in ((1, "0,2,4"), (5, "0,3,6"), (12, "0,10,20"), (41, "0,25,50")):
+        drawn = f"admin.columns({{bars: [{{value: {most}, text: '', short: ''}}], title: '', unit: 'vote'}})"
+        found_levels = f"[...{drawn}.querySelectorAll('.ad-level')].map((one) => one.textContent).join()"
+        assert page.evaluate(found_levels) == levels
     tab(visit, "labelers")
     rows = voted.service.labelers()
     names = page.locator("#ad-labelers tbody .ad-name")

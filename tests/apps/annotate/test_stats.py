@@ -132,7 +132,16 @@ def test_skips_and_the_test(make_project: MakeProject) -> None:
     for name, choice in (("dan", 0), ("eve", 1)):
         for _ in range(2):
             say(project, name, choice)
-    assert project.service.overview()["qualification"] == {"passed": 1, "failed": 1}
+    found = project.service.overview()
+    assert found["qualification"] == {"passed": 1, "failed": 1}
+    # answers of the test are no votes, at whatever time
+    assert (found["votes"], found["votes_last_day"], found["votes_last_hour"], found["by_day"]) == (
+        0,
+        0,
+        0,
+        [],
+    )
+    assert sum(hour["votes"] for hour in found["by_hour"]) == 0 and found["labelers_last_day"] == 2
 
 
 def test_ties(voted: Project) -> None:

@@ -102,7 +102,9 @@ const admin = {};
 
   /** Counts over time as columns: bars [{at, value, text}], `text` naming the time. With a table for those who do not see it. */
   function columns({ bars, title, unit }) {
-    const top = Math.max(4, round(Math.max(...bars.map((bar) => bar.value))));
+    const most = Math.max(4, round(Math.max(...bars.map((bar) => bar.value))));
+    // even, so that half of it is a whole number of things, too
+    const top = most + (most % 2);
     const total = bars.reduce((sum, bar) => sum + bar.value, 0);
     const plot = el("div", { class: "ad-plot", role: "img", "aria-label": `${title}: ${plural(total, unit)} in all, at most ${count(Math.max(...bars.map((b) => b.value)))}` });
     for (const at of [0, top / 2, top]) {
