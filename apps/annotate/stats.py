@@ -231,10 +231,10 @@ def _between(table: Any, names: list[str], n_boot: int) -> list[dict[str, Any]]:
 def bias(connection: Connection) -> dict[str, Any]:
     """Whether the place on the page, or length, decides.
 
-    Shares of the decided votes on work pairs, with intervals over pairs: for the response shown as A (0.5
-    without a bias, because the order is drawn), and for the longer one in characters (which may well be the
-    better one: only against the labels of others is it a bias). "ties": the share of all votes that found
-    the two alike in the first question.
+    Shares of the decided votes on work pairs, with intervals (``_share_by_pair``): for the response shown as
+    A (0.5 without a bias, because the order is drawn), and for the longer one in characters (which may well
+    be the better one: only against the labels of others is it a bias). "ties": the share of all votes that
+    found the two alike in the first question.
     """
     votes = [vote for vote in standing(connection) if vote.role == WORK]
     longer = _longer(connection)
@@ -264,12 +264,14 @@ def _longer(connection: Connection) -> dict[int, int | None]:
 
 
 def _share_by_pair(values: list[tuple[int, bool]]) -> dict[str, Any]:
-    """The mean with its interval over pairs, whose votes are drawn together."""
-    if not values:
-        return Interval(math.nan, math.nan, math.nan, 0).as_dict()
+    """The share with its interval, and of which kind: Wilson's where each vote is on a pair of its own, as a
+    labeler's are; else pairs are drawn again, each with all its votes.
+    """
+    if len({n for n, _ in values}) == len(values):
+        return _share([right for _, right in values]) | {"interval": "wilson"}
     columns, clusters = mean_columns([right for _, right in values]), [n for n, _ in values]
     found = bootstraps(columns, {"share": ratio}, clusters=clusters, n_boot=_resamples(len(values)))
-    return found["share"].as_dict()
+    return found["share"].as_dict() | {"interval": "bootstrap"}
 
 
 # --- labelers ---
@@ -356,7 +358,7 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def _share(hits: Sequence[bool]) -> dict[str, float | int | None]:
-    """Of one labeler's votes, each on a pair of its own."""
+    """Of votes each of which is on a pair of its own."""
     return wilson_interval(sum(hits), len(hits)).as_dict()
 
 

@@ -161,6 +161,7 @@ def test_overview_labelers_and_bias(go: Go, voted: Project) -> None:
     page.wait_for_selector("#ad-bias .ad-dots")
     assert page.locator("#ad-bias [role=alert]").count() == 0
     bias = voted.service.bias()
+    assert "pairs are drawn again" in page.inner_text("#ad-bias .ad-stack > :first-child")
     for key in ("chose_a", "chose_longer"):
         text = page.inner_text(f'[data-figure="preferred.{key}"] .ad-numbers')
         assert text == words(bias["preferred"][key], True).replace("pairs", "votes")

@@ -193,6 +193,20 @@ def test_a_liking_for_the_left_is_seen_and_no_other(make_project: MakeProject) -
     assert project.service.bias()["helpfulness"]["chose_a"]["value"] is None
 
 
+def test_shares_of_all_have_the_intervals_of_one_where_pairs_are_not_shared(
+    make_project: MakeProject, voted: Project
+) -> None:
+    project = make_project(4)
+    for _ in range(4):
+        project.vote("ann", "A")
+    found, (row,) = project.service.bias(), project.service.labelers()
+    # Wilson's of 4 of 4: 4 / (4 + 1.96²)
+    told = {"value": 1.0, "low": pytest.approx(0.5101, abs=1e-4), "high": pytest.approx(1.0), "n": 4}
+    assert found["preferred"]["chose_a"] == told | {"interval": "wilson"} and row.chose_a == told
+    assert found["ties"]["interval"] == "wilson" and found["helpfulness"]["chose_a"]["interval"] == "wilson"
+    assert voted.service.bias()["preferred"]["chose_a"]["interval"] == "bootstrap"
+
+
 def test_words(voted: Project) -> None:
     service = voted.service
     lines = words.stats(service.overview(), service.agreement(50), service.bias(), service.labelers())

@@ -73,6 +73,13 @@
   };
   const ASKED = { preferred: "The better response", hallucination: "Fewer hallucinations", helpfulness: "More helpful (after a tie)" };
 
+  /** Which kind of interval the shares have. */
+  function intervals(bias) {
+    const drawn = [bias.ties, ...Object.keys(ASKED).flatMap((name) => Object.keys(BIASES).map((key) => bias[name][key]))];
+    if (drawn.every((found) => found.interval === "wilson")) return " (Wilson’s).";
+    return ". A labeler’s votes are each on a pair of their own: Wilson’s interval. Where a share of all labelers has pairs with several votes, pairs are drawn again with all their votes, so the two kinds may differ; of few pairs the second is too narrow.";
+  }
+
   function drawBias(into, { bias, labelers }) {
     if (!bias.preferred.chose_a.n) {
       into.replaceChildren(admin.empty("No votes yet", "Shares for A and for the longer response appear with the first votes."));
@@ -88,7 +95,7 @@
         dots({ rows: each, kind: "percent", lines: [{ at: 0.5, text: "50 %" }], unit: "vote" }));
     });
     const ties = voted.map((row) => ({ label: row.name, found: row.ties }));
-    into.replaceChildren(note("Each share stands with its 95 % interval."), ...cards,
+    into.replaceChildren(note(`Each share stands with its 95 % interval${intervals(bias)}`), ...cards,
       card("Ties in the first question",
         note("Share of the votes that found the two responses alike in hallucinations. A labeler who ties far more often than the others may not look closely."),
         dots({ rows: [{ label: "All labelers", found: bias.ties, id: "ties" }, ...ties], kind: "percent", unit: "vote" })));
