@@ -144,7 +144,7 @@ def _parser(with_data: bool, with_annotate: bool) -> argparse.ArgumentParser:
     page.set_defaults(command=_ppo_page)
 
     demo = commands.add_parser("demo", help="the whole chain on the built-in world, from scratch")
-    words = "a miniature of about a minute, whose figures mean nothing"
+    words = "a miniature of half a minute, whose figures mean nothing"
     demo.add_argument("--quick", action="store_true", help=words)
     words = "default: runs/demo, with --quick runs/demo-quick"
     demo.add_argument("--output", type=Path, metavar="DIR", help=words)

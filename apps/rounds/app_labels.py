@@ -5,6 +5,7 @@ One store serves all rounds, with its accounts; a round's pairs have ids that be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,10 @@ class Votes:
     pairs: int
     #: with all their votes, or decided by an admin
     done: int
+
+    def enough(self, share: float) -> bool:
+        """Whether ``share`` of the pairs are done; what rounding adds to that product is no pair."""
+        return self.done >= math.ceil(share * self.pairs - 1e-9)
 
 
 def resolved(store: str) -> str:
@@ -92,7 +97,7 @@ def collect(settings: RoundsSettings, number: int, folder: Path) -> Votes:
     try:
         own = _ask(settings, store, number, folder)
         votes = _count(store, number, own)
-        if votes.done >= labels.share * votes.pairs:
+        if votes.enough(labels.share):
             write_records(folder / "choices.jsonl", _chosen(store, number, own))
         return votes
     finally:

@@ -144,7 +144,7 @@ def go_round(settings: RoundsSettings, number: int) -> Awaited | None:
             )
         if settings.labels.store is not None:
             votes = collect(settings, number, folder)
-            if votes.done < settings.labels.share * votes.pairs:
+            if not votes.enough(settings.labels.share):
                 told = settings.labels.store, settings.prompts.images, votes.done
                 return Awaited(number, samples, votes.pairs, folder / "choices.jsonl", None, *told)
         if file is not None and not file.exists():

@@ -262,3 +262,10 @@ def test_a_relative_store_is_the_one_that_the_rounds_began_with(
     write_json(manifest, {key: value for key, value in read_json(manifest).items() if key != "store"})
     with pytest.raises(KeyboardInterrupt):
         start(output / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("share", "pairs", "needed"), [(1.0, 3, 3), (0.55, 20, 11), (0.6, 3, 2), (0.01, 3, 1), (1.0, 0, 0)]
+)
+def test_how_many_are_enough(share: float, pairs: int, needed: int) -> None:
+    assert next(done for done in range(pairs + 1) if Votes(pairs, done).enough(share)) == needed
