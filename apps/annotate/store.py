@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -305,8 +306,9 @@ def backup(store: Store, path: Path) -> Path:
         StoreError: PostgreSQL (its own tool does that), a copy that is damaged, or the store itself.
     """
     if not store.is_sqlite:
-        url = store.url.set(drivername="postgresql", password=None)
-        command = f"pg_dump --format=custom --file={path} '{url}'"
+        # pg_dump asks for a password, or finds it where PostgreSQL's programs look for one
+        place = shlex.quote(without_password(store.url))
+        command = f"pg_dump --format=custom --file={shlex.quote(str(path))} {place}"
         raise StoreError(f"PostgreSQL is backed up by its own tool: {command}; pg_restore reads it")
     store.check_output(path)
     source = sqlite3.connect(str(store.url.database), timeout=BUSY)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from apps.annotate.store import parse_url, shown
+from apps.annotate.store import parse_url, without_password
 from apps.rounds.run import MANIFEST, Awaited
 from data.jsonl import read_json
 
@@ -17,7 +17,7 @@ def waiting(awaited: Awaited, command: str) -> Iterator[str]:
     if awaited.store is not None:
         images = "" if awaited.images is None else f" --images {shlex.quote(awaited.images)}"
         yield f"round {awaited.number} waits for votes: {awaited.done} of {awaited.count} pairs have theirs"
-        store = shlex.quote(shown(parse_url(awaited.store)))
+        store = shlex.quote(without_password(parse_url(awaited.store)))
         yield f"  serve them:         align annotate serve --store {store}{images}"
         # for the last pairs nobody may be left who has neither voted on them nor skipped them
         if share := math.floor(100 * awaited.done / awaited.count) / 100:

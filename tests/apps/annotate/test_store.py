@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -316,10 +318,18 @@ def test_a_copy_while_others_vote(make_project: MakeProject, tmp_path: Path) -> 
 
 
 def test_postgresql_is_told_its_own_tool(database: str, tmp_path: Path) -> None:
-    store = open_store(database, create=True)
-    with pytest.raises(StoreError, match="pg_dump --format=custom"):
-        backup(store, tmp_path / "copy")
+    """The command that is told works as it stands, and holds no password."""
+    store, copy = open_store(database, create=True), tmp_path / "a copy"
+    store.url = store.url.set(password="secret")
+    with pytest.raises(StoreError, match="pg_dump --format=custom") as caught:
+        backup(store, copy)
     store.close()
+    command = str(caught.value).partition("its own tool: ")[2].partition("; pg_restore")[0]
+    assert "secret" not in command and "***" not in command
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path})
+    assert copy.read_bytes().startswith(b"PGDMP")
 
 
 def test_the_same_service_on_postgresql(project: Project, database: str) -> None:
