@@ -36,19 +36,10 @@
     return parts;
   }
 
-  /** The spans of one labeler, joined where they touch, so that nobody counts twice. */
-  function joined(marks) {
-    const found = [];
-    for (const [, start, end] of [...marks].sort((a, b) => a[1] - b[1])) {
-      const last = found.at(-1);
-      if (last && start <= last[1]) last[1] = Math.max(last[1], end);
-      else found.push([start, end]);
-    }
-    return found;
-  }
-
   function response(pair, index) {
-    const spans = pair.votes.flatMap((vote) => joined(vote.marks.filter(([of]) => of === index)));
+    // joined where one labeler's touch, so that nobody counts twice
+    const of = (vote) => vote.marks.filter(([at]) => at === index).map(([, start, end]) => [start, end]);
+    const spans = pair.votes.flatMap((vote) => align.joined(of(vote)));
     const voters = pair.votes.filter((vote) => (vote.hallucination ?? vote.helpfulness) === index).length;
     const who = new Set(pair.votes.filter((vote) => vote.marks.some(([of]) => of === index)).map((vote) => vote.labeler)).size;
     return el("article", { class: "al-card ad-response", "data-response": index },

@@ -205,6 +205,17 @@
     name.focus();
   }
 
+  /** Spans in order, those that touch or overlap as one. */
+  function joined(spans) {
+    const made = [];
+    for (const [start, end] of [...spans].sort((a, b) => a[0] - b[0])) {
+      const last = made.at(-1);
+      if (last && start <= last[1]) last[1] = Math.max(last[1], end);
+      else made.push([start, end]);
+    }
+    return made;
+  }
+
   /** A refusal's message as a sentence. */
   function sentence(text) {
     const made = text.charAt(0).toUpperCase() + text.slice(1);
@@ -261,5 +272,5 @@
     watch.observe(document.documentElement, { childList: true, subtree: true });
   }
 
-  window.align = { title, api, farewell, session, signOut, signIn, el, toast, dialog, themeButton, ready, sentence };
+  window.align = { title, api, farewell, session, signOut, signIn, el, toast, dialog, themeButton, ready, sentence, joined };
 })();

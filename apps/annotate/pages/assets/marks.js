@@ -2,19 +2,8 @@
 // Places are code points, as Python counts them; JavaScript's strings count UTF-16 units.
 (() => {
   "use strict";
-  const { el } = align;
+  const { el, joined } = align;
   const words = typeof Intl.Segmenter === "function" ? new Intl.Segmenter(undefined, { granularity: "word" }) : null;
-
-  /** Spans in order, those that touch or overlap as one. */
-  function joined(spans) {
-    const made = [];
-    for (const [start, end] of [...spans].sort((a, b) => a[0] - b[0])) {
-      const last = made.at(-1);
-      if (last && start <= last[1]) last[1] = Math.max(last[1], end);
-      else made.push([start, end]);
-    }
-    return made;
-  }
 
   /** Spans without what lies between start and end. */
   function without(spans, start, end) {
